@@ -1,0 +1,504 @@
+//! The `Store` contract: the part of RADOS that block images need.
+//!
+//! A store holds pools; a pool holds objects by (namespace, name); an object has data, an ordered map of binary keys
+//! (omap), named attributes (xattrs), a version, and versions of its data preserved for snapshots.
+//!
+//! # Rules every implementation obeys (proved by `testing::contract::store`)
+//! - **Atomic**: a [`WriteOp`] happens whole or not at all. Guards are looked at first and see the state before the op;
+//!   effects follow in order and see each other.
+//! - **Version**: every op that changes an object sets its version to a number larger than any the object had before;
+//!   a refused op may use up numbers. An object removed and created again does not repeat versions within one open store.
+//! - **Order**: if B was submitted after A was acknowledged in the same store, no crash shows B without A.
+//! - **Flush**: what was acknowledged before `flush` was called is durable when it returns.
+//! - **Snapshots cover data only** (bytes and size), never omap or xattrs. The first data effect under a
+//!   [`SnapContext`] newer than what the object has seen preserves what was there (see [`SnapSet`]). An op without a
+//!   context, or with an older one, preserves nothing new.
+//! - **Objects exist** or not; one that exists with size 0 is different from one that does not.
+//! - A read past the end is short; a hole inside the size reads as zeros and is not listed as an extent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::ident::{ClientId, Namespace, ObjectId, PoolId, SnapId};
+use crate::lock::{LockInfo, LockRequest, UnlockRequest};
+use crate::reply::Reply;
+use crate::watch::{NotifyReply, WatchHandle, WatchReceiver, WatcherInfo};
+
+/// What a data write must preserve: the newest snapshot id ever taken and the ids that still exist, newest first.
+///
+/// # Invariants
+/// `snaps` is strictly descending and none is greater than `seq`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapContext {
+    /// Highest snapshot id ever added; 0 where none was.
+    pub seq: u64,
+    /// The snapshots that exist, newest first.
+    pub snaps: Arc<[SnapId]>,
+}
+
+impl SnapContext {
+    /// Whether the invariants hold.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.snaps.windows(2).all(|w| w[0] > w[1])
+            && self.snaps.first().is_none_or(|s| s.0 <= self.seq)
+            && self.seq <= SnapId::MAX.0
+    }
+}
+
+/// A condition on the object's state before the op. All must hold or nothing happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The object does not exist; the op creates it. Fails with `Exists` (17).
+    CreateExclusive,
+    /// The object exists. Fails with `NotFound` (2).
+    AssertExists,
+    /// The object's version is this one. An older one asked for fails with `Conflict` (34), a newer one with `Conflict`
+    /// (75), a missing object with `NotFound` (2).
+    AssertVersion(u64),
+    /// The omap value of `key` equals `value`, an absent key counting as empty. Fails with `Conflict` (125); on a missing
+    /// object with `NotFound` (2) unless the op begins with a `Create` step.
+    OmapCompare {
+        /// The key to look at.
+        key: Bytes,
+        /// What it must hold; empty also matches an absent key.
+        value: Bytes,
+    },
+    /// The xattr equals `value`, an absent one counting as empty. Errors as `OmapCompare`.
+    XattrCompare {
+        /// The attribute's name.
+        name: String,
+        /// What it must hold.
+        value: Bytes,
+    },
+}
+
+/// A change to the object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make sure the object exists; no error if it does. Any other effect except `Remove` and `Rollback` does so too.
+    Create,
+    /// Write `data` at `offset`, growing the object where needed.
+    Write {
+        /// Bytes from the start of the object.
+        offset: u64,
+        /// The bytes to write.
+        data: Bytes,
+    },
+    /// Replace all data; the size becomes the length.
+    WriteFull(Bytes),
+    /// Make a range read as zeros and occupy nothing. Never changes the size; what lies past the end is ignored.
+    Zero {
+        /// Bytes from the start of the object.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Set the size; growing adds a hole.
+    Truncate(u64),
+    /// Remove the object (its preserved versions stay). Fails with `NotFound` (2) if it does not exist. Ends the op: later
+    /// effects are refused with `Invalid`.
+    Remove,
+    /// Make the data what it was at a snapshot: that version's bytes and size; the object is removed if it did not exist
+    /// then. Snapshots the object has no version for leave it as it is (it has not changed since).
+    Rollback(SnapId),
+    /// Make `[target_offset, +length)` read what `[offset, +length)` of `source` reads, sharing the space. Only where
+    /// [`Capabilities::share`] is set. Offsets are multiples of 4 KiB; `length` too, unless it reaches the end of the
+    /// source's size. What lies past the source's end becomes holes; the target grows to hold the data copied.
+    ShareRange {
+        /// The object to take from, in any pool of the store.
+        source: ObjectId,
+        /// The snapshot to read it at, or HEAD (its state before this op).
+        at: SnapId,
+        /// Bytes from the start of the source.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Bytes from the start of this object.
+        target_offset: u64,
+    },
+    /// Set omap entries.
+    OmapSet(Vec<(Bytes, Bytes)>),
+    /// Remove omap keys; absent ones are no error.
+    OmapRemove(Vec<Bytes>),
+    /// Remove all omap entries.
+    OmapClear,
+    /// Set an xattr.
+    XattrSet(String, Bytes),
+    /// Remove an xattr; an absent one is no error.
+    XattrRemove(String),
+}
+
+/// A compound write on one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteOp {
+    /// Looked at first, in order; the first that fails names the error.
+    pub guards: Vec<Guard>,
+    /// Applied in order.
+    pub effects: Vec<Effect>,
+    /// What data effects must preserve; `None` preserves nothing.
+    pub snap_context: Option<SnapContext>,
+}
+
+impl WriteOp {
+    /// An op that does nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a guard.
+    #[must_use]
+    pub fn guard(mut self, guard: Guard) -> Self {
+        self.guards.push(guard);
+        self
+    }
+
+    /// Adds an effect.
+    #[must_use]
+    pub fn effect(mut self, effect: Effect) -> Self {
+        self.effects.push(effect);
+        self
+    }
+
+    /// Sets the snapshot context of the data effects.
+    #[must_use]
+    pub fn under(mut self, context: SnapContext) -> Self {
+        self.snap_context = Some(context);
+        self
+    }
+
+    /// Adds `OmapCompare`.
+    #[must_use]
+    pub fn omap_compare(self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        self.guard(Guard::OmapCompare { key: key.into(), value: value.into() })
+    }
+
+    /// Adds `OmapSet` of one entry.
+    #[must_use]
+    pub fn omap_set(self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        self.effect(Effect::OmapSet(vec![(key.into(), value.into())]))
+    }
+
+    /// Adds `OmapRemove` of one key.
+    #[must_use]
+    pub fn omap_remove(self, key: impl Into<Bytes>) -> Self {
+        self.effect(Effect::OmapRemove(vec![key.into()]))
+    }
+
+    /// Adds `Write`.
+    #[must_use]
+    pub fn write(self, offset: u64, data: impl Into<Bytes>) -> Self {
+        self.effect(Effect::Write { offset, data: data.into() })
+    }
+}
+
+/// What a write op did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteReply {
+    /// The object's version after the op.
+    pub version: u64,
+}
+
+/// Which omap entries to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OmapRead {
+    /// These keys, those that exist.
+    Keys(Vec<Bytes>),
+    /// Up to `max` entries with keys greater than `after` and beginning with `prefix`, in key order. At most
+    /// [`crate::limits::OMAP_PAGE_MAX`] come back at once. On RADOS `after` must hold no NUL.
+    Page {
+        /// The last key of the page before; empty to start.
+        after: Bytes,
+        /// Only keys beginning with this; empty for all.
+        prefix: Bytes,
+        /// How many at the most.
+        max: usize,
+    },
+}
+
+/// A compound read on one object: what to answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadOp {
+    /// `(offset, length)` in bytes: the extents that exist in this range.
+    pub data: Option<(u64, u64)>,
+    /// All xattrs.
+    pub xattrs: bool,
+    /// Omap entries.
+    pub omap: Option<OmapRead>,
+}
+
+impl ReadOp {
+    /// Asks only whether the object exists, its size and its version.
+    #[must_use]
+    pub fn stat() -> Self {
+        Self::default()
+    }
+
+    /// Asks for the extents in a range. Bytes.
+    #[must_use]
+    pub fn data(offset: u64, length: u64) -> Self {
+        Self { data: Some((offset, length)), ..Self::default() }
+    }
+
+    /// Asks for omap entries by key.
+    #[must_use]
+    pub fn omap_keys<K: Into<Bytes>>(keys: impl IntoIterator<Item = K>) -> Self {
+        Self { omap: Some(OmapRead::Keys(keys.into_iter().map(Into::into).collect())), ..Self::default() }
+    }
+
+    /// Asks for a page of omap entries.
+    #[must_use]
+    pub fn omap_page(after: impl Into<Bytes>, prefix: impl Into<Bytes>) -> Self {
+        let (after, prefix, max) = (after.into(), prefix.into(), crate::limits::OMAP_PAGE_MAX);
+        Self { omap: Some(OmapRead::Page { after, prefix, max }), ..Self::default() }
+    }
+}
+
+/// The data of a range: only the extents that exist, in order, none overlapping, none empty. Gaps read as zeros.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SparseData {
+    /// `(offset in the object, bytes)`.
+    pub extents: Vec<(u64, Bytes)>,
+}
+
+impl SparseData {
+    /// Copies the extents into `buffer`, whose first byte is at `offset` of the object; gaps become zeros.
+    pub fn fill(&self, offset: u64, buffer: &mut [u8]) {
+        buffer.fill(0);
+        for (at, bytes) in &self.extents {
+            let (from, skip) = if *at >= offset { (*at - offset, 0) } else { (0, offset - *at) };
+            let (Ok(from), Ok(skip)) = (usize::try_from(from), usize::try_from(skip)) else { continue };
+            if from >= buffer.len() || skip >= bytes.len() {
+                continue;
+            }
+            let n = (bytes.len() - skip).min(buffer.len() - from);
+            buffer[from..from + n].copy_from_slice(&bytes[skip..skip + n]);
+        }
+    }
+
+    /// The range as one buffer, gaps filled with zeros.
+    ///
+    /// # Panics
+    /// If `length` does not fit memory.
+    #[must_use]
+    pub fn to_vec(&self, offset: u64, length: u64) -> Vec<u8> {
+        let mut buffer = vec![0; usize::try_from(length).expect("a read fits memory")];
+        self.fill(offset, &mut buffer);
+        buffer
+    }
+}
+
+/// A page of omap entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OmapPage {
+    /// In key order.
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
+/// The answer to a [`ReadOp`]. A read of an object that does not exist (at that snapshot) is `NotFound` instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadReply {
+    /// Version of the object (of HEAD, also when read at a snapshot).
+    pub version: u64,
+    /// Size of the data at that snapshot. Bytes.
+    pub size: u64,
+    /// Where asked for.
+    pub data: SparseData,
+    /// Where asked for.
+    pub xattrs: BTreeMap<String, Bytes>,
+    /// Where asked for.
+    pub omap: OmapPage,
+}
+
+/// One preserved version of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clone {
+    /// Its id: the snapshot sequence of the context that made it.
+    pub id: SnapId,
+    /// The snapshots that read this version, ascending.
+    pub snaps: Vec<SnapId>,
+    /// Its size. Bytes.
+    pub size: u64,
+    /// `(offset, length)` ranges that are the same in the next newer version (the next clone, else HEAD), ascending.
+    pub overlap: Vec<(u64, u64)>,
+}
+
+/// All versions of an object.
+///
+/// Reading at snapshot `s`: if `s > seq`, HEAD. Otherwise the first clone with `id >= s`, if `s` is among its `snaps`; if
+/// it is not, or there is no such clone, the object did not exist then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapSet {
+    /// Newest snapshot context sequence the object has been written under.
+    pub seq: u64,
+    /// Size of HEAD, `None` where HEAD does not exist. Bytes.
+    pub head_size: Option<u64>,
+    /// Oldest first.
+    pub clones: Vec<Clone>,
+}
+
+/// What a pool may be told to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolFlags {
+    /// Every write to the pool fails with `ReadOnly` (30).
+    pub read_only: bool,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// Its number.
+    pub id: PoolId,
+    /// Its name.
+    pub name: String,
+    /// Its flags.
+    pub flags: PoolFlags,
+}
+
+/// What a pool holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Objects that exist at HEAD.
+    pub objects: u64,
+    /// Bytes of space the pool's data takes, shared data counted for each that refers to it.
+    pub used_bytes: u64,
+}
+
+/// What an implementation can do beyond the plain contract. An optimisation or a clear refusal, never another meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`Effect::ShareRange`] works.
+    pub share: bool,
+    /// `list_snaps` works.
+    pub list_snaps: bool,
+    /// `list_watchers` works. Where it does not, locks are never broken.
+    pub list_watchers: bool,
+}
+
+/// A page of object names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectPage {
+    /// `(namespace, name)`, in the order of the listing.
+    pub objects: Vec<(Namespace, Arc<str>)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<ObjectCursor>,
+}
+
+/// Where a listing goes on. Opaque to callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectCursor(pub Bytes);
+
+/// Pools of objects. See the module's rules.
+///
+/// # Cancel safety
+/// Dropping a pending reply leaves it open whether the request happens.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// What this store can do beyond the plain contract.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Who we are to this store.
+    fn client(&self) -> ClientId;
+
+    /// A text naming the store: a directory, a cluster's fsid. For messages.
+    fn describe(&self) -> String;
+
+    /// The store's 128-bit identity: two handles with the same value are the same store.
+    fn identity(&self) -> [u8; 16];
+
+    /// All pools, by id.
+    fn pools(&self) -> Reply<Vec<PoolInfo>>;
+
+    /// Makes a pool. `Exists` (17) if the name is taken.
+    fn create_pool(&self, name: &str) -> Reply<PoolId>;
+
+    /// Removes a pool with all its objects. `NotFound` (2); `ReadOnly` (30) where its flag says so.
+    fn remove_pool(&self, pool: PoolId) -> Reply<()>;
+
+    /// Sets a pool's flags.
+    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()>;
+
+    /// Counts what a pool holds.
+    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats>;
+
+    /// Performs a compound write. Errors: those of the guards; `NotFound` (2) for an unknown pool; `Invalid` (22) for a
+    /// range past [`crate::limits::OBJECT_SIZE_MAX`] or an invalid context; `ReadOnly` (30); `NoSpace` (28).
+    fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply>;
+
+    /// Performs a compound read at a snapshot or HEAD. `NotFound` (2) if the object did not exist then.
+    ///
+    /// `xattrs` and `omap` are those of HEAD whatever the snapshot (and empty where only preserved versions are left).
+    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply>;
+
+    /// All versions of an object. `NotFound` (2) if neither HEAD nor a preserved version exists.
+    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet>;
+
+    /// Gives out a snapshot id never given out before in this pool, greater than all before it.
+    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId>;
+
+    /// Says that a snapshot is gone: versions only it needed are dropped in the background. Unknown ids are no error.
+    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()>;
+
+    /// Lists objects that exist at HEAD: of one namespace, or of all. May cost the whole pool.
+    fn list_objects(
+        &self,
+        pool: PoolId,
+        namespace: Option<&Namespace>,
+        after: Option<ObjectCursor>,
+        max: usize,
+    ) -> Reply<ObjectPage>;
+
+    /// Registers interest in an object that exists. Messages and the loss of the watch come through the receiver; dropping
+    /// it ends the watch.
+    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver>;
+
+    /// Sends `payload` to all watchers and waits until each has answered or `timeout` is over.
+    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply>;
+
+    /// Who watches an object.
+    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>>;
+
+    /// Takes or renews an advisory lock kept in the object's xattr `lock.<name>`. `Busy` (16) where another holds it,
+    /// `Exists` (17) where this client and cookie do.
+    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()>;
+
+    /// Gives a lock back. `NotFound` (2) where this client and cookie do not hold it.
+    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()>;
+
+    /// Takes a lock from whoever holds it: `locker` and `cookie` name the holder. `NotFound` (2).
+    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()>;
+
+    /// Who holds the lock `name` on the object; no holders where it is free.
+    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo>;
+
+    /// Makes everything acknowledged so far durable.
+    fn flush(&self) -> Reply<()>;
+
+    /// The address this client shows in watchers and locks.
+    fn address(&self) -> String;
+}
+
+/// The cookie of a watch, to be shown in locks. See [`WatchReceiver`].
+pub type WatchCookie = WatchHandle;
+
+/// Convenience on any store.
+pub trait StoreExt: Store {
+    /// The pool called `name`, `NotFound` (2) where there is none.
+    fn pool_by_name(&self, name: &str) -> impl Future<Output = Result<PoolInfo>> + Send {
+        async move {
+            let pools = self.pools().await?;
+            pools
+                .into_iter()
+                .find(|p| p.name == name)
+                .ok_or_else(|| crate::error::Error::not_found("no such pool").with("pool", name))
+        }
+    }
+}
+
+impl<S: Store + ?Sized> StoreExt for S {}
