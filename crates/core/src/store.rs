@@ -12,7 +12,7 @@
 //! - **Flush**: what was acknowledged before `flush` was called is durable when it returns.
 //! - **Snapshots cover data only** (bytes and size), never omap or xattrs. The first data effect under a
 //!   [`SnapContext`] newer than what the object has seen preserves what was there (see [`SnapSet`]). An op without a
-//!   context, or with an older one, preserves nothing new.
+//!   context, or with an older one, preserves nothing new. An op without data effects ignores its context.
 //! - **Objects exist** or not; one that exists with size 0 is different from one that does not.
 //! - A read past the end is short; a hole inside the size reads as zeros and is not listed as an extent.
 
@@ -22,8 +22,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ident::{ClientId, Namespace, ObjectId, PoolId, SnapId};
+use crate::limits::{
+    BLOCK_SIZE, METADATA_VALUE_MAX, NAMESPACE_MAX, OBJECT_NAME_MAX, OBJECT_SIZE_MAX, OMAP_KEY_MAX,
+};
 use crate::lock::{LockInfo, LockRequest, UnlockRequest};
 use crate::reply::Reply;
 use crate::watch::{NotifyReply, WatchHandle, WatchReceiver, WatcherInfo};
@@ -80,7 +83,8 @@ pub enum Guard {
 /// A change to the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make sure the object exists; no error if it does. Any other effect except `Remove` and `Rollback` does so too.
+    /// Make sure the object exists; no error if it does. Any other effect does so too, except `Zero`, `Truncate`, `Remove`
+    /// and `Rollback`.
     Create,
     /// Write `data` at `offset`, growing the object where needed.
     Write {
@@ -92,19 +96,22 @@ pub enum Effect {
     /// Replace all data; the size becomes the length.
     WriteFull(Bytes),
     /// Make a range read as zeros and occupy nothing. Never changes the size; what lies past the end is ignored.
+    /// An object that does not exist stays so.
     Zero {
         /// Bytes from the start of the object.
         offset: u64,
         /// Bytes.
         length: u64,
     },
-    /// Set the size; growing adds a hole.
+    /// Set the size; growing adds a hole. An object that does not exist stays so.
     Truncate(u64),
     /// Remove the object (its preserved versions stay). Fails with `NotFound` (2) if it does not exist. Ends the op: later
     /// effects are refused with `Invalid`.
     Remove,
     /// Make the data what it was at a snapshot: that version's bytes and size; the object is removed if it did not exist
-    /// then. Snapshots the object has no version for leave it as it is (it has not changed since).
+    /// then. Snapshots the object has no version for leave it as it is (it has not changed since). Stands alone in its
+    /// op, without guards, or is refused with `Invalid` (22): librados has no such step in compounds. The omap and
+    /// xattrs of an object rolled back are unspecified.
     Rollback(SnapId),
     /// Make `[target_offset, +length)` read what `[offset, +length)` of `source` reads, sharing the space. Only where
     /// [`Capabilities::share`] is set. Offsets are multiples of 4 KiB; `length` too, unless it reaches the end of the
@@ -195,6 +202,108 @@ impl WriteOp {
     pub fn write(self, offset: u64, data: impl Into<Bytes>) -> Self {
         self.effect(Effect::Write { offset, data: data.into() })
     }
+
+    /// Whether any effect concerns the data (bytes, size, existence), and so the snapshot context applies.
+    #[must_use]
+    pub fn touches_data(&self) -> bool {
+        self.effects.iter().any(|e| match e {
+            Effect::Create
+            | Effect::Write { .. }
+            | Effect::WriteFull(_)
+            | Effect::Zero { .. }
+            | Effect::Truncate(_)
+            | Effect::Remove
+            | Effect::Rollback(_)
+            | Effect::ShareRange { .. } => true,
+            Effect::OmapSet(_)
+            | Effect::OmapRemove(_)
+            | Effect::OmapClear
+            | Effect::XattrSet(..)
+            | Effect::XattrRemove(_) => false,
+        })
+    }
+
+    /// What every store refuses before it looks at the object.
+    ///
+    /// # Errors
+    /// `Invalid` (22): a name, key, value or range past its limit, a context out of order, effects after `Remove`,
+    /// `Rollback` in company, a `ShareRange` off the block grid.
+    pub fn check(&self, object: &ObjectId) -> Result<()> {
+        check_name(object)?;
+        if self.snap_context.as_ref().is_some_and(|c| !c.is_valid()) {
+            return Err(Error::invalid("a snapshot context out of order"));
+        }
+        let lonely = self.guards.is_empty() && self.effects.len() == 1;
+        for guard in &self.guards {
+            match guard {
+                Guard::CreateExclusive | Guard::AssertExists | Guard::AssertVersion(_) => {}
+                Guard::OmapCompare { key, value } => check_entry(key, value)?,
+                Guard::XattrCompare { name, value } => check_entry(name.as_bytes(), value)?,
+            }
+        }
+        for (i, effect) in self.effects.iter().enumerate() {
+            match effect {
+                Effect::Create | Effect::OmapClear => {}
+                Effect::Write { offset, data } => check_range(*offset, data.len() as u64)?,
+                Effect::WriteFull(data) => check_range(0, data.len() as u64)?,
+                Effect::Zero { offset, length } => check_range(*offset, *length)?,
+                Effect::Truncate(size) => check_range(*size, 0)?,
+                Effect::Remove if i + 1 < self.effects.len() => {
+                    return Err(Error::invalid("effects after a removal"));
+                }
+                Effect::Remove => {}
+                Effect::Rollback(_) if !lonely => {
+                    return Err(Error::invalid("a rollback stands alone in its op"));
+                }
+                Effect::Rollback(_) => {}
+                Effect::ShareRange { source, offset, length, target_offset, .. } => {
+                    check_name(source)?;
+                    check_range(*offset, *length)?;
+                    check_range(*target_offset, *length)?;
+                    if offset % BLOCK_SIZE != 0 || target_offset % BLOCK_SIZE != 0 {
+                        return Err(Error::invalid("a shared range off the block grid"));
+                    }
+                }
+                Effect::OmapSet(entries) => entries.iter().try_for_each(|(k, v)| check_entry(k, v))?,
+                Effect::OmapRemove(keys) => keys.iter().try_for_each(|k| check_entry(k, b""))?,
+                Effect::XattrSet(name, value) => check_entry(name.as_bytes(), value)?,
+                Effect::XattrRemove(name) => check_entry(name.as_bytes(), b"")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses names past their limits, and an empty one.
+fn check_name(object: &ObjectId) -> Result<()> {
+    if object.name.is_empty() || object.name.len() > OBJECT_NAME_MAX {
+        return Err(Error::invalid("an object name too long or empty").with("bytes", object.name.len()));
+    }
+    if object.namespace.as_str().len() > NAMESPACE_MAX {
+        return Err(Error::invalid("a namespace name too long"));
+    }
+    Ok(())
+}
+
+/// Refuses omap and xattr entries past their limits, and an empty key.
+fn check_entry(key: &[u8], value: &[u8]) -> Result<()> {
+    if key.is_empty() || key.len() > OMAP_KEY_MAX {
+        return Err(Error::invalid("a key too long or empty").with("bytes", key.len()));
+    }
+    if value.len() > METADATA_VALUE_MAX {
+        return Err(Error::invalid("a value too long").with("bytes", value.len()));
+    }
+    Ok(())
+}
+
+/// Refuses ranges past the largest object.
+fn check_range(offset: u64, length: u64) -> Result<()> {
+    if offset.checked_add(length).is_none_or(|end| end > OBJECT_SIZE_MAX) {
+        return Err(Error::invalid("a range past the largest object")
+            .with("offset", offset)
+            .with("length", length));
+    }
+    Ok(())
 }
 
 /// What a write op did.
@@ -305,7 +414,7 @@ pub struct OmapPage {
 /// The answer to a [`ReadOp`]. A read of an object that does not exist (at that snapshot) is `NotFound` instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadReply {
-    /// Version of the object (of HEAD, also when read at a snapshot).
+    /// Version of the object at HEAD; unspecified when read at a snapshot.
     pub version: u64,
     /// Size of the data at that snapshot. Bytes.
     pub size: u64,
@@ -427,8 +536,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Counts what a pool holds.
     fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats>;
 
-    /// Performs a compound write. Errors: those of the guards; `NotFound` (2) for an unknown pool; `Invalid` (22) for a
-    /// range past [`crate::limits::OBJECT_SIZE_MAX`] or an invalid context; `ReadOnly` (30); `NoSpace` (28).
+    /// Performs a compound write. Errors: those of the guards; `NotFound` (2) for an unknown pool; `Invalid` (22) for what
+    /// [`WriteOp::check`] refuses; `ReadOnly` (30); `NoSpace` (28).
     fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply>;
 
     /// Performs a compound read at a snapshot or HEAD. `NotFound` (2) if the object did not exist then.
@@ -458,14 +567,15 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// it ends the watch.
     fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver>;
 
-    /// Sends `payload` to all watchers and waits until each has answered or `timeout` is over.
+    /// Sends `payload` to all watchers and waits until each has answered or `timeout` is over. `NotFound` (2) where the
+    /// object does not exist.
     fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply>;
 
     /// Who watches an object.
     fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>>;
 
-    /// Takes or renews an advisory lock kept in the object's xattr `lock.<name>`. `Busy` (16) where another holds it,
-    /// `Exists` (17) where this client and cookie do.
+    /// Takes or renews an advisory lock kept in the object's xattr `lock.<name>`, making the object where it does not
+    /// exist. `Busy` (16) where another holds it, `Exists` (17) where this client and cookie do.
     fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()>;
 
     /// Gives a lock back. `NotFound` (2) where this client and cookie do not hold it.
@@ -496,7 +606,7 @@ pub trait StoreExt: Store {
             pools
                 .into_iter()
                 .find(|p| p.name == name)
-                .ok_or_else(|| crate::error::Error::not_found("no such pool").with("pool", name))
+                .ok_or_else(|| Error::not_found("no such pool").with("pool", name))
         }
     }
 }
