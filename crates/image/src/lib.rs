@@ -1,0 +1,19 @@
+//! Images in a pool: layout, snapshots, clones, locks; a `BlockDevice` out of a `Store`.
+//!
+//! Every byte of metadata is what RBD format 2 writes (`docs/format/rbd-metadata.md`), on every store, so that `rbd`
+//! and ferry can use the same images.
+#![forbid(unsafe_code)]
+
+pub mod clone;
+pub mod encoding;
+pub mod features;
+pub mod header;
+pub mod id;
+pub mod image;
+pub mod layout;
+pub mod metadata;
+pub mod object_map;
+pub mod pool;
+pub mod snapshot;
+pub mod stream;
+pub mod trash;

@@ -1,0 +1,1 @@
+//! Image-meta, pool metadata and configuration.
