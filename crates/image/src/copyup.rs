@@ -1,0 +1,176 @@
+//! The first write to an object that a clone does not have yet: the parent's bytes come along.
+//!
+//! - Where the store can share ranges between its objects, the object comes into being with references to the ancestor's
+//!   space and the new bytes in one atomic op: no data is copied, and no crash or reader sees anything in between.
+//! - Where it cannot, the parent's bytes are read and written with the new ones in one op.
+//! - Two writers race: the op creates exclusively, so one wins and the other writes to the object it finds.
+//! - An image that may be deep-flattened must have the parent's bytes *below* its snapshots. If it has snapshots that show
+//!   the same part of the parent, the object is made under no snapshot context first, and written to afterwards.
+
+use ferry_core::{Effect, ErrorKind, Guard, Result, WriteOp};
+
+use crate::io::Io;
+use crate::layout::{ObjectExtent, ObjectNo};
+use crate::limits::SPARSE_BLOCK;
+use crate::object_map::ObjectState;
+use crate::revision::Piece;
+
+/// What came of a copy-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyUp {
+    /// The object was made, the effects asked for included.
+    Done,
+    /// The object exists now; the effects asked for have not been applied.
+    Exists,
+}
+
+/// Where the parent's bytes go in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    /// To HEAD only: what is older keeps looking through to the parent.
+    Head,
+    /// Below all snapshots.
+    Bottom,
+}
+
+impl Io {
+    /// Makes `object`, which was not there a moment ago, out of the parent's bytes and applies `effects`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Crash safety
+    /// Either nothing happened, or the object reads as before the write, or as after it.
+    pub(crate) async fn copy_up(&self, object: ObjectNo, effects: Vec<Effect>) -> Result<CopyUp> {
+        let overlap = self.revision().overlap_in(object);
+        let whole = ObjectExtent { object, offset: 0, length: overlap };
+        let mut from_parent = if overlap == 0 { Vec::new() } else { self.parent_effects(whole).await? };
+        let depth = if from_parent.is_empty() { Depth::Head } else { self.depth_for(object, overlap) };
+        let op = match depth {
+            Depth::Bottom => {
+                self.mark_below_snaps(object).await?;
+                WriteOp { effects: from_parent, ..WriteOp::new() }
+            }
+            Depth::Head => {
+                from_parent.extend(effects);
+                if from_parent.is_empty() {
+                    return Ok(CopyUp::Done);
+                }
+                WriteOp { effects: from_parent, ..WriteOp::new() }.under(self.context().clone())
+            }
+        };
+        let id = self.revision().object_id(object);
+        match self.revision().store.write(&id, op.guard(Guard::CreateExclusive)).await {
+            Ok(_) if depth == Depth::Head => Ok(CopyUp::Done),
+            Ok(_) => Ok(CopyUp::Exists),
+            Err(e) if e.kind() == ErrorKind::Exists => Ok(CopyUp::Exists),
+            Err(e) => Err(e.with("image_object", object.0)),
+        }
+    }
+
+    /// Whether a write to `object`, were it missing, must put the parent's bytes below the snapshots first.
+    pub(crate) fn must_go_deep(&self, object: ObjectNo) -> bool {
+        let overlap = self.revision().overlap_in(object);
+        overlap > 0 && self.depth_for(object, overlap) == Depth::Bottom
+    }
+
+    /// Where the parent's bytes of an object go. Snapshots that show another part of the parent (the image was shrunk in
+    /// between) cannot be served by one set of bytes, so they keep looking through.
+    fn depth_for(&self, object: ObjectNo, overlap: u64) -> Depth {
+        let layout = self.revision().layout;
+        let links = self.links();
+        let alike = links.iter().all(|l| layout.bytes_before(object, l.overlap) == overlap);
+        if self.is_deep() && !links.is_empty() && alike { Depth::Bottom } else { Depth::Head }
+    }
+
+    /// Tells the object maps of all snapshots that an object will be there.
+    async fn mark_below_snaps(&self, object: ObjectNo) -> Result<()> {
+        let Some(map) = self.map() else { return Ok(()) };
+        let snaps: Vec<_> = self
+            .links()
+            .iter()
+            .filter_map(|l| l.map_object.clone().map(|map_object| (l.snap, map_object)))
+            .collect();
+        let later = if self.has_fast_diff() { ObjectState::Clean } else { ObjectState::Exists };
+        map.mark_in_snaps(object, &snaps, later).await
+    }
+
+    /// The effects that give a new object what its parent shows in `extent`, shared where possible.
+    async fn parent_effects(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
+        let revision = self.revision();
+        let is_same_store = revision
+            .parent
+            .as_ref()
+            .is_some_and(|p| p.revision.store.identity() == revision.store.identity());
+        if revision.store.capabilities().share && is_same_store {
+            let pieces = revision.locate_in_parent(extent).await?;
+            if let Some(effects) = self.share_effects(extent, pieces) {
+                return Ok(effects);
+            }
+        }
+        self.copy_effects(extent).await
+    }
+
+    /// The parent's bytes, read to be written.
+    async fn copy_effects(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
+        let revision = self.revision();
+        let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
+        let mut effects = Vec::new();
+        for part in revision.below_overlap(extent) {
+            let data = parent.revision.read(part.offset, part.length).await?;
+            for (at, bytes) in data.extents {
+                effects.push(Effect::Write {
+                    offset: revision.layout.bytes_before(extent.object, at),
+                    data: bytes,
+                });
+            }
+        }
+        Ok(effects)
+    }
+
+    /// The parent's objects, as ranges to share; `None` where one does not lie on block boundaries.
+    fn share_effects(&self, extent: ObjectExtent, pieces: Vec<Piece>) -> Option<Vec<Effect>> {
+        let layout = self.revision().layout;
+        let end = extent.offset + extent.length;
+        let mut effects: Vec<Effect> = Vec::new();
+        let mut is_cut = false;
+        for piece in pieces {
+            let target = layout.bytes_before(extent.object, piece.image_offset);
+            if !target.is_multiple_of(SPARSE_BLOCK) || !piece.offset.is_multiple_of(SPARSE_BLOCK) {
+                return None;
+            }
+            let piece_end = target + piece.length;
+            let reaches_size = piece.offset + piece.length >= piece.size;
+            let mut length = piece.length;
+            if !length.is_multiple_of(SPARSE_BLOCK) && !reaches_size {
+                // Only at the end of the overlap may a block be taken whole and cut afterwards.
+                if piece_end != end {
+                    return None;
+                }
+                is_cut = true;
+                length = length.next_multiple_of(SPARSE_BLOCK).min(piece.size - piece.offset);
+            }
+            if let Some(Effect::ShareRange { source, at, offset, length: so_far, target_offset }) =
+                effects.last_mut()
+                && *source == piece.object
+                && *at == piece.at
+                && *offset + *so_far == piece.offset
+                && *target_offset + *so_far == target
+            {
+                *so_far += length;
+                continue;
+            }
+            effects.push(Effect::ShareRange {
+                source: piece.object,
+                at: piece.at,
+                offset: piece.offset,
+                length,
+                target_offset: target,
+            });
+        }
+        if is_cut {
+            effects.push(Effect::Truncate(end));
+        }
+        Some(effects)
+    }
+}

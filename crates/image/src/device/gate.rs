@@ -1,0 +1,151 @@
+//! A gate that many pass at once, and that one may close when nobody is inside.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Gate(Mutex<State>);
+
+/// # Invariants
+/// While `is_closed`, nobody enters; `inside` only falls.
+#[derive(Debug, Default)]
+struct State {
+    inside: usize,
+    is_closed: bool,
+    waiting: Vec<Waker>,
+}
+
+/// Somebody inside; leaves when dropped.
+#[derive(Debug)]
+pub(super) struct Entered<'a>(&'a Gate);
+
+/// The gate being closed; opens when dropped.
+#[derive(Debug)]
+pub(super) struct Closed<'a>(&'a Gate);
+
+impl Gate {
+    /// Goes in, once the gate is open.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn enter(&self) -> Entered<'_> {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            if state.is_closed {
+                state.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.inside += 1;
+            Poll::Ready(())
+        })
+        .await;
+        Entered(self)
+    }
+
+    /// Closes the gate and waits until everybody has left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future opens the gate again.
+    pub(super) async fn close(&self) -> Closed<'_> {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            if state.is_closed {
+                state.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.is_closed = true;
+            Poll::Ready(())
+        })
+        .await;
+        let closed = Closed(self);
+        poll_fn(|cx| {
+            let mut state = self.state();
+            if state.inside > 0 {
+                state.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        closed
+    }
+
+    /// The state; a thread that panicked while holding it left it whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes whoever waits for a change.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waiting = {
+            let mut state = self.state();
+            change(&mut state);
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.inside -= 1);
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.is_closed = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+    use futures_util::FutureExt;
+    use futures_util::future::join;
+
+    use super::Gate;
+
+    #[test]
+    fn closing_waits_for_those_inside_and_holds_back_those_outside() {
+        let gate = Gate::default();
+        let inside = gate.enter().now_or_never().expect("an open gate lets in");
+        let mut closing = Box::pin(gate.close());
+        assert!(closing.as_mut().now_or_never().is_none(), "somebody is inside");
+        assert!(gate.enter().now_or_never().is_none(), "nobody gets in any more");
+        drop(inside);
+        let closed = closing.as_mut().now_or_never().expect("nobody is inside");
+        assert!(gate.enter().now_or_never().is_none());
+        drop(closed);
+        drop(closing);
+        assert!(gate.enter().now_or_never().is_some());
+    }
+
+    #[test]
+    fn whoever_waits_is_woken() {
+        let gate = Gate::default();
+        let inside = block_on(gate.enter());
+        block_on(join(
+            async {
+                let closed = gate.close().await;
+                drop(closed);
+                gate.enter().await;
+            },
+            async { drop(inside) },
+        ));
+    }
+
+    #[test]
+    fn giving_up_on_closing_opens_the_gate_again() {
+        let gate = Gate::default();
+        let inside = block_on(gate.enter());
+        {
+            let mut closing = Box::pin(gate.close());
+            assert!(closing.as_mut().now_or_never().is_none());
+        }
+        assert!(gate.enter().now_or_never().is_some());
+        drop(inside);
+    }
+}

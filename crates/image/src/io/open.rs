@@ -1,0 +1,140 @@
+//! From a header to something that can be read and written.
+
+use std::sync::Arc;
+
+use ferry_core::{Error, Namespace, PoolId, Result, SnapId, Store};
+
+use super::{Io, SnapLink};
+use crate::encoding::{header_object, object_map_object};
+use crate::features::{Features, Flags};
+use crate::header::{self, Header};
+use crate::image::Image;
+use crate::layout::Layout;
+use crate::limits::ANCESTORS_MAX;
+use crate::live_map::LiveMap;
+use crate::object_map::Loaded;
+use crate::revision::{Parent, Revision};
+
+/// How the header cuts the image into objects.
+///
+/// # Errors
+/// `Corrupt` where the numbers are out of range.
+pub fn layout_of(header: &Header) -> Result<Layout> {
+    Layout::new(header.order, header.stripe_unit, header.stripe_count)
+        .map_err(|e| Error::corrupt("the header's layout is impossible").because(e))
+}
+
+/// The revision `at` of an image and all its ancestors.
+///
+/// # Errors
+/// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of the store.
+pub async fn open_revision(
+    store: &Arc<dyn Store>,
+    pool: PoolId,
+    namespace: &Namespace,
+    header: &Header,
+    at: SnapId,
+) -> Result<Revision> {
+    // From the image up to the oldest ancestor, then put together the other way round.
+    let mut chain = Vec::new();
+    let mut link = header.parent_at(at)?;
+    chain.push((own_revision(store, pool, namespace, header, at)?, link.as_ref().map_or(0, |l| l.overlap)));
+    while let Some(up) = link {
+        if chain.len() > ANCESTORS_MAX {
+            return Err(Error::corrupt("the image has too many ancestors"));
+        }
+        let parent = up.parent;
+        let object = header::object(parent.pool, &parent.namespace, &parent.image_id);
+        let above = header::load(&**store, &object).await.map_err(|e| {
+            Error::new(e.kind(), "cannot read the header of an ancestor").errno_is(e.errno()).because(e)
+        })?;
+        link = above.parent_at(parent.snap)?;
+        let revision = own_revision(store, parent.pool, &parent.namespace, &above, parent.snap)?;
+        chain.push((revision, link.as_ref().map_or(0, |l| l.overlap)));
+    }
+    let (mut revision, _) = chain.pop().expect("the image itself is there");
+    while let Some((child, overlap)) = chain.pop() {
+        let parent = Parent { revision: Arc::new(revision), overlap };
+        revision = Revision { parent: Some(parent), ..child };
+    }
+    Ok(revision)
+}
+
+/// A revision without its ancestors.
+fn own_revision(
+    store: &Arc<dyn Store>,
+    pool: PoolId,
+    namespace: &Namespace,
+    header: &Header,
+    at: SnapId,
+) -> Result<Revision> {
+    Ok(Revision {
+        store: Arc::clone(store),
+        pool: header.data_pool_or(pool),
+        namespace: namespace.clone(),
+        prefix: Arc::from(header.object_prefix.as_str()),
+        layout: layout_of(header)?,
+        snap: at,
+        size: header.size_at(at)?,
+        parent: None,
+    })
+}
+
+impl Io {
+    /// Opens an image for input and output, as its header was last read. An object map that cannot be trusted is flagged so
+    /// in the header and not used.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of the store.
+    pub async fn open(image: &Image) -> Result<Self> {
+        let (store, header) = (&image.pool.store, &*image.header);
+        let revision = open_revision(store, image.pool.id(), &image.pool.namespace, header, image.at).await?;
+        let read_only = image.read_only || image.at != SnapId::HEAD;
+        let has_map = header.features.contains(Features::OBJECT_MAP);
+        let is_valid = |flags: Flags| !flags.contains(Flags::OBJECT_MAP_INVALID);
+        let map = if has_map && !read_only && is_valid(header.flags) {
+            open_map(image, revision.object_count()).await?
+        } else {
+            None
+        };
+        let links = header
+            .snaps
+            .values()
+            .filter_map(|snap| {
+                let valid = has_map && is_valid(Flags(snap.flags));
+                let map_object = valid.then(|| image.pool.object(&object_map_object(&image.id, snap.id)));
+                snap.overlap().map(|overlap| SnapLink { snap: snap.id, overlap, map_object })
+            })
+            .collect();
+        Ok(Self {
+            revision: Arc::new(revision),
+            context: header.snap_context(),
+            links,
+            is_deep: header.features.contains(Features::DEEP_FLATTEN),
+            has_fast_diff: header.features.contains(Features::FAST_DIFF),
+            map: map.map(Arc::new),
+            read_only,
+        })
+    }
+}
+
+/// The map of HEAD; `None` after flagging it where it cannot be trusted.
+async fn open_map(image: &Image, count: u64) -> Result<Option<LiveMap>> {
+    let store = &image.pool.store;
+    let object = image.pool.object(&object_map_object(&image.id, SnapId::HEAD));
+    match LiveMap::open(store, object.clone(), count).await? {
+        Ok(map) => Ok(Some(map)),
+        Err(Loaded::Valid(_)) => Ok(None),
+        Err(Loaded::Invalid { replacement, .. }) => {
+            let header_object = image.pool.object(&header_object(&image.id));
+            header::update(&**store, &header_object, |h| {
+                h.flags = h.flags.with(Flags::OBJECT_MAP_INVALID).with(Flags::FAST_DIFF_INVALID);
+                Ok(())
+            })
+            .await?;
+            let op = ferry_core::WriteOp::new().effect(ferry_core::Effect::WriteFull(replacement.encode()));
+            store.write(&object, op).await?;
+            Ok(None)
+        }
+    }
+}

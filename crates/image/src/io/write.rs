@@ -1,0 +1,183 @@
+//! The changing half: write, write zeroes, discard.
+
+use bytes::Bytes;
+use ferry_core::{Effect, Error, ErrorKind, Guard, Result, WriteOp};
+
+use super::Io;
+use crate::copyup::CopyUp;
+use crate::layout::{ObjectExtent, ObjectNo};
+use crate::limits::WRITE_RETRIES_MAX;
+use crate::object_map::ObjectState;
+
+impl Io {
+    /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// `Invalid` (22) outside the image; `ReadOnly` (30); those of the store. After an error the range holds old bytes, new
+    /// bytes or some of both, object by object.
+    ///
+    /// # Crash safety
+    /// Durable after the next flush; before, each object holds all of its part or nothing.
+    ///
+    /// # Cancel safety
+    /// A dropped write may still happen, in whole or in part.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        let length = data.len() as u64;
+        self.check_writable()?;
+        self.revision.check_range(offset, length)?;
+        let mut extents = self.revision.layout.extents(offset, length);
+        let (Some(first), second) = (extents.next(), extents.next()) else { return Ok(()) };
+        let objects = extents.by_ref().map(|e| e.object);
+        let mut touched = vec![first.object];
+        touched.extend(second.map(|e| e.object));
+        touched.extend(objects);
+        let _ticket = match self.map() {
+            Some(map) => Some(map.begin_write(touched).await?),
+            None => None,
+        };
+        if second.is_none() {
+            return self.write_object(first, self.part_of(first, offset, &data)).await;
+        }
+        self.for_each_object(offset, length, |extent| {
+            self.write_object(extent, self.part_of(extent, offset, &data))
+        })
+        .await
+    }
+
+    /// Makes a range read as zeros, giving its space back.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// # Crash safety
+    /// As [`Self::write`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::write`].
+    pub async fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        self.discard(offset, length).await
+    }
+
+    /// Gives the space of a range back; it reads as zeros from now on, at every byte of the range.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// # Crash safety
+    /// As [`Self::write`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::write`].
+    pub async fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.check_writable()?;
+        self.revision.check_range(offset, length)?;
+        self.for_each_object(offset, length, |extent| self.discard_object(extent)).await
+    }
+
+    /// The bytes of a request that go to one object.
+    fn part_of(&self, extent: ObjectExtent, offset: u64, data: &Bytes) -> Bytes {
+        let mut parts = self.revision.layout.image_extents(extent).map(|part| {
+            let from = usize::try_from(part.offset - offset).expect("a part of a buffer fits memory");
+            let length = usize::try_from(part.length).expect("a part of a buffer fits memory");
+            data.slice(from..from + length)
+        });
+        let first = parts.next().unwrap_or_default();
+        let rest: Vec<Bytes> = parts.collect();
+        if rest.is_empty() {
+            return first;
+        }
+        std::iter::once(first).chain(rest).collect::<Vec<_>>().concat().into()
+    }
+
+    /// Writes a part of one object; the object map knows of it already.
+    async fn write_object(&self, extent: ObjectExtent, data: Bytes) -> Result<()> {
+        let overlap = self.revision.overlap_in(extent.object);
+        let covers_parent = extent.offset == 0 && extent.length >= overlap;
+        let effect = Effect::Write { offset: extent.offset, data };
+        if overlap == 0 || (covers_parent && !self.must_go_deep(extent.object)) {
+            return self.apply(extent.object, WriteOp::new().effect(effect)).await;
+        }
+        self.change_or_copy_up(extent.object, effect).await
+    }
+
+    /// Applies `effect` to an object, made by a copy-up if it is not there.
+    async fn change_or_copy_up(&self, object: ObjectNo, effect: Effect) -> Result<()> {
+        for _ in 0..WRITE_RETRIES_MAX {
+            let op = WriteOp::new().guard(Guard::AssertExists).effect(effect.clone());
+            match self.apply(object, op).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                done => return done,
+            }
+            if self.copy_up(object, vec![effect.clone()]).await? == CopyUp::Done {
+                return Ok(());
+            }
+        }
+        Err(Error::busy("an object comes and goes while it is written").with("image_object", object.0))
+    }
+
+    /// Discards a part of one object.
+    async fn discard_object(&self, extent: ObjectExtent) -> Result<()> {
+        let object = extent.object;
+        let overlap = self.revision.overlap_in(object);
+        let to_end = extent.offset + extent.length >= self.revision.length_of(object);
+        if overlap <= extent.offset && self.map().is_some_and(|map| !map.get(object).may_exist()) {
+            return Ok(());
+        }
+        if overlap == 0 && extent.offset == 0 && to_end {
+            return self.remove_object(object).await;
+        }
+        let effect = if to_end {
+            Effect::Truncate(extent.offset)
+        } else {
+            Effect::Zero { offset: extent.offset, length: extent.length }
+        };
+        let hides_parent = extent.offset == 0 && extent.length >= overlap;
+        let _ticket = match self.map() {
+            Some(map) if overlap > extent.offset || map.get(object) != ObjectState::Exists => {
+                Some(map.begin_write(vec![object]).await?)
+            }
+            Some(_) | None => None,
+        };
+        if overlap <= extent.offset {
+            // A missing object reads as zeros here already.
+            let op = WriteOp::new().guard(Guard::AssertExists).effect(effect);
+            return match self.apply(object, op).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                done => done,
+            };
+        }
+        if hides_parent && !self.must_go_deep(object) {
+            // Leaves an object, if an empty one: it hides the parent.
+            return self.apply(object, WriteOp::new().effect(Effect::Create).effect(effect)).await;
+        }
+        self.change_or_copy_up(object, effect).await
+    }
+
+    /// Removes an object that hides nothing.
+    ///
+    /// # Errors
+    /// Those of the store; that it does not exist is none.
+    ///
+    /// # Crash safety
+    /// A crash may leave the object map saying that the object exists.
+    pub(crate) async fn remove_object(&self, object: ObjectNo) -> Result<()> {
+        if let Some(map) = self.map() {
+            map.begin_remove(object).await?;
+        }
+        match self.apply(object, WriteOp::new().effect(Effect::Remove)).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+        match self.map() {
+            Some(map) => map.end_remove(object).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Performs an op on a data object under the snapshot context.
+    pub(crate) async fn apply(&self, object: ObjectNo, op: WriteOp) -> Result<()> {
+        let id = self.revision.object_id(object);
+        let op = op.under(self.context.clone());
+        self.revision.store.write(&id, op).await.map(|_| ()).map_err(|e| e.with("image_object", object.0))
+    }
+}

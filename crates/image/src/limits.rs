@@ -1,0 +1,15 @@
+//! Limits of the data path, and where each number comes from.
+
+/// Objects one request or long operation has in flight: `rbd_concurrent_management_ops`.
+pub const OBJECTS_IN_FLIGHT: usize = 10;
+
+/// How often a write is tried again because its object came into being or went away in between. Each loss means that
+/// another request on the same object won, so a handful is already many.
+pub const WRITE_RETRIES_MAX: usize = 16;
+
+/// Longest chain of clones that is followed, far above what anybody builds (`rbd` warns at 16), so that a loop of parents
+/// in damaged headers ends.
+pub const ANCESTORS_MAX: usize = 256;
+
+/// Blocks of zeros at least this long are not stored on import and copy: the store's block. Bytes.
+pub const SPARSE_BLOCK: u64 = 4096;

@@ -1,0 +1,256 @@
+//! The object map of an image being written: kept in memory, stored before what it announces.
+//!
+//! Invariants
+//! - What `acked` says is stored. A write starts only after `acked` says `Exists`, so a crash never leaves an object that
+//!   the stored map denies.
+//! - Stored changes are made one after the other, `staged` being what the last one brings about.
+//! - A removal that any write of the same object overlapped leaves `Exists`: nobody knows which of the two came last.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ferry_core::{Effect, Error, ErrorKind, ObjectId, ReadOp, Result, SnapId, Store, WriteOp};
+use futures_util::lock::Mutex as AsyncMutex;
+
+use crate::layout::ObjectNo;
+use crate::object_map::{Loaded, ObjectMap, ObjectState, load};
+
+/// The map of HEAD while its image is open for writing, and the maps of snapshots that a copy-up reaches into.
+#[derive(Debug)]
+pub struct LiveMap {
+    store: Arc<dyn Store>,
+    object: ObjectId,
+    acked: Mutex<ObjectMap>,
+    staged: AsyncMutex<ObjectMap>,
+    in_flight: Mutex<HashMap<ObjectNo, InFlight>>,
+    snaps: AsyncMutex<BTreeMap<SnapId, (ObjectId, ObjectMap)>>,
+}
+
+/// Requests on one object that are under way.
+#[derive(Debug, Default)]
+struct InFlight {
+    writes: u32,
+    removals: u32,
+    /// Whether a write overlapped a removal that is still under way.
+    disturbed: bool,
+}
+
+/// Says that objects are being written, until dropped.
+#[derive(Debug)]
+pub struct WriteTicket<'a> {
+    map: &'a LiveMap,
+    objects: Vec<ObjectNo>,
+}
+
+impl Drop for WriteTicket<'_> {
+    fn drop(&mut self) {
+        let mut in_flight = locked(&self.map.in_flight);
+        for object in &self.objects {
+            let gone = in_flight.get_mut(object).is_none_or(|f| {
+                f.writes = f.writes.saturating_sub(1);
+                f.writes == 0 && f.removals == 0
+            });
+            if gone {
+                in_flight.remove(object);
+            }
+        }
+    }
+}
+
+impl LiveMap {
+    /// Reads the stored map of HEAD; `Err` of the inner result says why it cannot be trusted and what to put in its place.
+    ///
+    /// # Errors
+    /// Those of the store; `Invalid` (27) where the image has too many objects for a map.
+    pub async fn open(store: &Arc<dyn Store>, object: ObjectId, count: u64) -> Result<Result<Self, Loaded>> {
+        match load_stored(&**store, &object, count).await? {
+            Loaded::Valid(map) => Ok(Ok(Self {
+                store: Arc::clone(store),
+                object,
+                acked: Mutex::new(map.clone()),
+                staged: AsyncMutex::new(map),
+                in_flight: Mutex::default(),
+                snaps: AsyncMutex::default(),
+            })),
+            invalid @ Loaded::Invalid { .. } => Ok(Err(invalid)),
+        }
+    }
+
+    /// What is known of an object.
+    #[must_use]
+    pub fn get(&self, object: ObjectNo) -> ObjectState {
+        locked(&self.acked).get(object)
+    }
+
+    /// A copy of the map as stored now.
+    #[must_use]
+    pub fn snapshot(&self) -> ObjectMap {
+        locked(&self.acked).clone()
+    }
+
+    /// Announces writes to `objects`, ascending. They may be written once this returned.
+    ///
+    /// # Errors
+    /// Those of the store: nothing may be written then.
+    ///
+    /// # Crash safety
+    /// A crash leaves the map saying that objects exist which do not; that is allowed.
+    pub async fn begin_write(&self, objects: Vec<ObjectNo>) -> Result<WriteTicket<'_>> {
+        {
+            let mut in_flight = locked(&self.in_flight);
+            for object in &objects {
+                let entry = in_flight.entry(*object).or_default();
+                entry.writes += 1;
+                entry.disturbed |= entry.removals > 0;
+            }
+        }
+        let ticket = WriteTicket { map: self, objects };
+        let stale: Vec<ObjectNo> = {
+            let acked = locked(&self.acked);
+            ticket.objects.iter().copied().filter(|o| acked.get(*o) != ObjectState::Exists).collect()
+        };
+        self.set_all(&stale, |_| Some(ObjectState::Exists)).await?;
+        Ok(ticket)
+    }
+
+    /// Announces the removal of an object.
+    ///
+    /// # Errors
+    /// Those of the store: the object must not be removed then.
+    pub async fn begin_remove(&self, object: ObjectNo) -> Result<()> {
+        {
+            let mut in_flight = locked(&self.in_flight);
+            let entry = in_flight.entry(object).or_default();
+            entry.removals += 1;
+            entry.disturbed |= entry.writes > 0;
+        }
+        let pending = |state: ObjectState| state.may_exist().then_some(ObjectState::Pending);
+        self.set_all(&[object], pending).await
+    }
+
+    /// Says that a removal announced before has happened.
+    ///
+    /// # Errors
+    /// Those of the store: the map then keeps saying that the object may exist.
+    pub async fn end_remove(&self, object: ObjectNo) -> Result<()> {
+        let disturbed = {
+            let mut in_flight = locked(&self.in_flight);
+            let entry = in_flight.entry(object).or_default();
+            entry.removals = entry.removals.saturating_sub(1);
+            let disturbed = entry.disturbed || entry.removals > 0;
+            if entry.removals == 0 {
+                entry.disturbed = false;
+                if entry.writes == 0 {
+                    in_flight.remove(&object);
+                }
+            }
+            disturbed
+        };
+        let settled = if disturbed { ObjectState::Exists } else { ObjectState::Absent };
+        self.set_all(&[object], |state| (state == ObjectState::Pending).then_some(settled)).await
+    }
+
+    /// Changes states, ascending, in the store and then in memory. `change` gives the new state for the one there is,
+    /// `None` to leave it.
+    async fn set_all(
+        &self,
+        objects: &[ObjectNo],
+        change: impl Fn(ObjectState) -> Option<ObjectState>,
+    ) -> Result<()> {
+        let (Some(first), Some(last)) = (objects.first(), objects.last()) else { return Ok(()) };
+        let mut staged = self.staged.lock().await;
+        if staged.count() <= last.0 {
+            return Err(Error::new(ErrorKind::Internal, "an object lies behind the end of its map"));
+        }
+        let mut changed = Vec::new();
+        for object in objects {
+            if let Some(state) = change(staged.get(*object))
+                && staged.set(*object, state)
+            {
+                changed.push((*object, state));
+            }
+        }
+        // Also where nothing changed: an earlier store operation may have failed after `staged` was set.
+        let effects = staged.stored_update(first.0..last.0 + 1);
+        if changed.is_empty() && self.is_acked(objects, &staged) {
+            return Ok(());
+        }
+        self.store.write(&self.object, write_all(effects)).await?;
+        let mut acked = locked(&self.acked);
+        for object in objects {
+            acked.set(*object, staged.get(*object));
+        }
+        Ok(())
+    }
+
+    /// Whether the stored map says of `objects` what `staged` does.
+    fn is_acked(&self, objects: &[ObjectNo], staged: &ObjectMap) -> bool {
+        let acked = locked(&self.acked);
+        objects.iter().all(|o| acked.get(*o) == staged.get(*o))
+    }
+
+    /// Puts another map in the place of HEAD's, in the store and in memory.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn replace(&self, map: ObjectMap) -> Result<()> {
+        let mut staged = self.staged.lock().await;
+        self.store.write(&self.object, WriteOp::new().effect(Effect::WriteFull(map.encode()))).await?;
+        locked(&self.acked).clone_from(&map);
+        *staged = map;
+        Ok(())
+    }
+
+    /// Notes in the maps of snapshots (oldest first, each with its map object) that `object` exists there, because a copy-up
+    /// is about to put data below them. `later` is what the younger ones are told. A map that cannot be trusted is left.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn mark_in_snaps(
+        &self,
+        object: ObjectNo,
+        snaps: &[(SnapId, ObjectId)],
+        later: ObjectState,
+    ) -> Result<()> {
+        let mut maps = self.snaps.lock().await;
+        for (n, (snap, map_object)) in snaps.iter().enumerate() {
+            if !maps.contains_key(snap) {
+                match load_stored(&*self.store, map_object, object.0 + 1).await? {
+                    Loaded::Valid(map) => maps.insert(*snap, (map_object.clone(), map)),
+                    Loaded::Invalid { .. } => continue,
+                };
+            }
+            let Some((map_object, map)) = maps.get_mut(snap) else { continue };
+            let state = if n == 0 { ObjectState::Exists } else { later };
+            if object.0 < map.count() && !map.get(object).may_exist() {
+                map.set(object, state);
+                let op = write_all(map.stored_update(object.0..object.0 + 1));
+                self.store.write(map_object, op).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads and judges a stored map.
+///
+/// # Errors
+/// Those of the store; `Invalid` (27) for too many objects.
+pub async fn load_stored(store: &dyn Store, object: &ObjectId, count: u64) -> Result<Loaded> {
+    match store.read(object, SnapId::HEAD, ReadOp::data(0, u64::from(u32::MAX))).await {
+        Ok(reply) => load(Some(&reply.data.to_vec(0, reply.size)), count),
+        Err(e) if e.kind() == ErrorKind::NotFound => load(None, count),
+        Err(e) => Err(e.with("object", object)),
+    }
+}
+
+/// An op of writes.
+fn write_all(writes: Vec<(u64, bytes::Bytes)>) -> WriteOp {
+    let effects = writes.into_iter().map(|(offset, data)| Effect::Write { offset, data }).collect();
+    WriteOp { effects, ..WriteOp::new() }
+}
+
+/// The value behind a lock; a thread that panicked while holding one left it whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,262 @@
+//! One image at one point in time, and the ancestors it reads through to.
+//!
+//! Invariants
+//! - A data object that exists at that point holds all of its range: holes in it are zeros, whatever the parent has.
+//! - A data object that does not exist reads as the parent's bytes below the overlap and as zeros behind it.
+//! - A revision never changes: after a change of the header another one takes its place. Revisions at snapshots may be kept
+//!   for as long as something links to the snapshot.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_core::{Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, Result, SnapId, SparseData, Store};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::layout::{ImageExtent, Layout, ObjectExtent, ObjectNo};
+use crate::limits::OBJECTS_IN_FLIGHT;
+
+/// An image at HEAD or at a snapshot, as far as reading its data goes.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    /// Where the data objects are.
+    pub store: Arc<dyn Store>,
+    /// The pool of the data objects.
+    pub pool: PoolId,
+    /// Their namespace.
+    pub namespace: Namespace,
+    /// Their names up to the dot.
+    pub prefix: Arc<str>,
+    /// How the image is cut into them.
+    pub layout: Layout,
+    /// The snapshot, or HEAD.
+    pub snap: SnapId,
+    /// Size at that point. Bytes.
+    pub size: u64,
+    /// What shows through where an object is missing.
+    pub parent: Option<Parent>,
+}
+
+/// The ancestor of a revision.
+#[derive(Clone, Debug)]
+pub struct Parent {
+    /// The parent at the snapshot cloned.
+    pub revision: Arc<Revision>,
+    /// How much of it shows. Bytes from the start of the image, at most the parent's size.
+    pub overlap: u64,
+}
+
+/// A part of an ancestor's object that a range of an image reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The object; it exists.
+    pub object: ObjectId,
+    /// The snapshot it is read at.
+    pub at: SnapId,
+    /// Bytes from the start of the object.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Where it shows. Bytes from the start of the image.
+    pub image_offset: u64,
+    /// Size of the object. Bytes; what is behind it reads as zeros.
+    pub size: u64,
+}
+
+impl Revision {
+    /// The data object `object`.
+    #[must_use]
+    pub fn object_id(&self, object: ObjectNo) -> ObjectId {
+        ObjectId::new(self.pool, &self.namespace, &format!("{}.{:016x}", self.prefix, object.0))
+    }
+
+    /// How many objects there may be.
+    #[must_use]
+    pub fn object_count(&self) -> u64 {
+        self.layout.object_count(self.size)
+    }
+
+    /// Bytes of the parent that show through where there is no object; 0 without a parent.
+    #[must_use]
+    pub fn overlap(&self) -> u64 {
+        self.parent.as_ref().map_or(0, |p| p.overlap.min(p.revision.size).min(self.size))
+    }
+
+    /// How many bytes from the start of `object` show the parent where the object is missing.
+    #[must_use]
+    pub fn overlap_in(&self, object: ObjectNo) -> u64 {
+        match self.overlap() {
+            0 => 0,
+            overlap => self.layout.bytes_before(object, overlap),
+        }
+    }
+
+    /// How many bytes from the start of `object` belong to the image.
+    #[must_use]
+    pub fn length_of(&self, object: ObjectNo) -> u64 {
+        self.layout.bytes_before(object, self.size)
+    }
+
+    /// Refuses a range that is not inside the image.
+    ///
+    /// # Errors
+    /// `Invalid` (22).
+    pub fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        if offset.checked_add(length).is_none_or(|end| end > self.size) {
+            return Err(Error::invalid("a range is not inside the image")
+                .with("offset", offset)
+                .with("length", length)
+                .with("size", self.size));
+        }
+        Ok(())
+    }
+
+    /// The extents of a range that hold bytes; gaps read as zeros.
+    ///
+    /// # Errors
+    /// `Invalid` (22) outside the image; those of the store.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<SparseData> {
+        self.check_range(offset, length)?;
+        let mut extents = self.layout.extents(offset, length);
+        let (first, second) = (extents.next(), extents.next());
+        let mut found = match (first, second) {
+            (None, _) => Vec::new(),
+            (Some(only), None) => self.read_object(only).await?,
+            (Some(first), Some(second)) => {
+                let all = [first, second].into_iter().chain(extents);
+                let reads = stream::iter(all.map(|extent| self.read_object(extent)));
+                let parts: Vec<_> = reads.buffer_unordered(OBJECTS_IN_FLIGHT).try_collect().await?;
+                parts.into_iter().flatten().collect()
+            }
+        };
+        found.sort_unstable_by_key(|(at, _)| *at);
+        Ok(SparseData { extents: found })
+    }
+
+    /// Exactly the bytes of a range.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn read_bytes(&self, offset: u64, length: u64) -> Result<Bytes> {
+        let mut data = self.read(offset, length).await?;
+        match &mut data.extents[..] {
+            [(at, bytes)] if *at == offset && bytes.len() as u64 == length => Ok(std::mem::take(bytes)),
+            _ => Ok(Bytes::from(data.to_vec(offset, length))),
+        }
+    }
+
+    /// Reads a part of one object, or of what shows through in its place.
+    async fn read_object(&self, extent: ObjectExtent) -> Result<Vec<(u64, Bytes)>> {
+        let op = ReadOp::data(extent.offset, extent.length);
+        match self.store.read(&self.object_id(extent.object), self.snap, op).await {
+            Ok(reply) => Ok(self.in_image(extent, reply.data)),
+            Err(e) if e.kind() == ErrorKind::NotFound => self.read_parent(extent).await,
+            Err(e) => Err(e.with("image_object", extent.object.0)),
+        }
+    }
+
+    /// Reads what shows through in a part of a missing object.
+    fn read_parent(&self, extent: ObjectExtent) -> BoxFuture<'_, Result<Vec<(u64, Bytes)>>> {
+        Box::pin(async move {
+            let Some(parent) = &self.parent else { return Ok(Vec::new()) };
+            let reads = stream::iter(self.below_overlap(extent))
+                .map(|part| async move { parent.revision.read(part.offset, part.length).await });
+            let parts: Vec<SparseData> = reads.buffered(OBJECTS_IN_FLIGHT).try_collect().await?;
+            Ok(parts.into_iter().flat_map(|p| p.extents).collect())
+        })
+    }
+
+    /// The image ranges of a part of an object, as far as the parent shows there.
+    pub(crate) fn below_overlap(&self, extent: ObjectExtent) -> Vec<ImageExtent> {
+        let overlap = self.overlap();
+        self.layout
+            .image_extents(extent)
+            .filter(|e| e.offset < overlap)
+            .map(|e| ImageExtent { offset: e.offset, length: e.length.min(overlap - e.offset) })
+            .collect()
+    }
+
+    /// Turns offsets in an object into offsets in the image.
+    fn in_image(&self, extent: ObjectExtent, data: SparseData) -> Vec<(u64, Bytes)> {
+        if !self.layout.is_striped() {
+            let start = self.layout.image_offset(extent.object, 0);
+            return data.extents.into_iter().map(|(at, bytes)| (start + at, bytes)).collect();
+        }
+        let mut found = Vec::new();
+        for (at, bytes) in data.extents {
+            let held = ObjectExtent { object: extent.object, offset: at, length: bytes.len() as u64 };
+            let mut rest = bytes;
+            for part in self.layout.image_extents(held) {
+                let n = usize::try_from(part.length).expect("a part of a buffer fits memory");
+                found.push((part.offset, rest.split_to(n)));
+            }
+        }
+        found
+    }
+
+    /// The objects a range reads, of this image or of its ancestors, in the order of the range. Ranges that no object holds
+    /// are left out.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub fn locate(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<Piece>>> {
+        Box::pin(async move {
+            let extents: Vec<_> = self.layout.extents(offset, length).collect();
+            let looks = stream::iter(extents).map(|extent| self.locate_in_object(extent));
+            let parts: Vec<Vec<Piece>> = looks.buffer_unordered(OBJECTS_IN_FLIGHT).try_collect().await?;
+            let mut pieces: Vec<Piece> = parts.into_iter().flatten().collect();
+            pieces.sort_unstable_by_key(|p| p.image_offset);
+            Ok(pieces)
+        })
+    }
+
+    /// As [`Self::locate`], for a part of one object.
+    async fn locate_in_object(&self, extent: ObjectExtent) -> Result<Vec<Piece>> {
+        let object = self.object_id(extent.object);
+        match self.store.read(&object, self.snap, ReadOp::stat()).await {
+            Ok(reply) => Ok(self.pieces_of(extent, &object, reply.size)),
+            Err(e) if e.kind() == ErrorKind::NotFound => self.locate_in_parent(extent).await,
+            Err(e) => Err(e.with("image_object", extent.object.0)),
+        }
+    }
+
+    /// The pieces of an object that exists, as far as its size goes.
+    fn pieces_of(&self, extent: ObjectExtent, object: &ObjectId, size: u64) -> Vec<Piece> {
+        let mut offset = extent.offset;
+        let mut pieces = Vec::new();
+        for part in self.layout.image_extents(extent) {
+            if offset < size {
+                pieces.push(Piece {
+                    object: object.clone(),
+                    at: self.snap,
+                    offset,
+                    length: part.length.min(size - offset),
+                    image_offset: part.offset,
+                    size,
+                });
+            }
+            offset += part.length;
+        }
+        pieces
+    }
+
+    /// The pieces of what shows through in a part of a missing object.
+    pub(crate) async fn locate_in_parent(&self, extent: ObjectExtent) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        if let Some(parent) = &self.parent {
+            for part in self.below_overlap(extent) {
+                pieces.extend(parent.revision.locate(part.offset, part.length).await?);
+            }
+        }
+        Ok(pieces)
+    }
+}
