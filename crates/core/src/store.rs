@@ -83,8 +83,8 @@ pub enum Guard {
 /// A change to the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make sure the object exists; no error if it does. Any other effect does so too, except `Zero`, `Truncate`, `Remove`
-    /// and `Rollback`.
+    /// Make sure the object exists; no error if it does. `Write`, `WriteFull`, `ShareRange`, `OmapSet` and `XattrSet` do
+    /// so too.
     Create,
     /// Write `data` at `offset`, growing the object where needed.
     Write {
@@ -130,13 +130,13 @@ pub enum Effect {
     },
     /// Set omap entries.
     OmapSet(Vec<(Bytes, Bytes)>),
-    /// Remove omap keys; absent ones are no error.
+    /// Remove omap keys; absent ones are no error, but an object that does not exist is: `NotFound` (2).
     OmapRemove(Vec<Bytes>),
-    /// Remove all omap entries.
+    /// Remove all omap entries. `NotFound` (2) if the object does not exist.
     OmapClear,
     /// Set an xattr.
     XattrSet(String, Bytes),
-    /// Remove an xattr; an absent one is no error.
+    /// Remove an xattr; an absent one is no error, but an object that does not exist is: `NotFound` (2).
     XattrRemove(String),
 }
 

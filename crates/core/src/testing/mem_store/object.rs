@@ -137,14 +137,14 @@ impl Object {
             Effect::ShareRange { .. } => return Err(Error::unsupported("sharing ranges of objects")),
             Effect::OmapSet(entries) => self.made().omap.extend(entries),
             Effect::OmapRemove(keys) => {
-                let head = self.made();
+                let head = self.head.as_mut().ok_or_else(missing)?;
                 for key in keys {
                     head.omap.remove(&key);
                 }
             }
-            Effect::OmapClear => self.made().omap.clear(),
+            Effect::OmapClear => self.head.as_mut().ok_or_else(missing)?.omap.clear(),
             Effect::XattrSet(name, value) => drop(self.made().xattrs.insert(name, value)),
-            Effect::XattrRemove(name) => drop(self.made().xattrs.remove(&name)),
+            Effect::XattrRemove(name) => drop(self.head.as_mut().ok_or_else(missing)?.xattrs.remove(&name)),
         }
         Ok(())
     }
