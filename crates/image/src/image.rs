@@ -1,12 +1,21 @@
-//! An open image: where it is, and its header as last read.
+//! An open image: where it is, its header as last read, and for a writer its standing with it.
+//!
+//! Invariants
+//! - An image opened to be written has a [`Session`]; others see it as a watcher.
+//! - `header` is what the last open, refresh or change of this handle saw. A change through this handle is told to all
+//!   watchers before it returns.
+
+mod open;
 
 use std::sync::Arc;
 
-use ferry_core::{ObjectId, PoolId, Result, SnapContext, SnapId};
+use ferry_core::{Error, ErrorKind, ObjectId, PoolId, Result, SnapContext, SnapId};
 
-use crate::encoding::{header_object, object_map_object};
+use crate::encoding::{Message, header_object, object_map_object};
+use crate::features::Features;
 use crate::header::{self, Header, Opening, ParentLink};
 use crate::pool::Pool;
+use crate::session::Session;
 
 /// An image, at HEAD or at one of its snapshots.
 #[derive(Clone, Debug)]
@@ -23,6 +32,8 @@ pub struct Image {
     pub at: SnapId,
     /// Whether it was opened to be read only; always so at a snapshot.
     pub read_only: bool,
+    /// A writer's standing with the image.
+    pub session: Option<Arc<Session>>,
 }
 
 impl Image {
@@ -82,5 +93,74 @@ impl Image {
         header.check_opening(if self.read_only { Opening::ReadOnly } else { Opening::ReadWrite })?;
         self.header = Arc::new(header);
         Ok(())
+    }
+
+    /// Refuses an image that was opened to be read.
+    ///
+    /// # Errors
+    /// `ReadOnly` (30).
+    pub fn need_writable(&self) -> Result<()> {
+        if self.read_only || self.session.is_none() {
+            return Err(Error::new(ErrorKind::ReadOnly, "image is open read-only").with("image", &self.name));
+        }
+        Ok(())
+    }
+
+    /// Takes the exclusive lock where the image has one, and then reads the header again: its owner may have changed it.
+    ///
+    /// # Errors
+    /// `ReadOnly` (30) where the image was opened to be read; those of [`Session::acquire`].
+    pub async fn acquire(&mut self) -> Result<()> {
+        self.need_writable()?;
+        let Some(session) = self.session.clone() else { return Ok(()) };
+        if self.header.features.contains(Features::EXCLUSIVE_LOCK) && !session.is_owner() {
+            session.acquire().await?;
+            self.refresh().await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the header under the exclusive lock, keeps the result and tells all watchers. What `change` returns is
+    /// returned.
+    ///
+    /// # Errors
+    /// Those of `change`, of [`Image::acquire`] and of [`header::update`].
+    ///
+    /// # Crash safety
+    /// One atomic op; durable after the next flush.
+    pub async fn update_header<T: Send>(
+        &mut self,
+        change: impl FnMut(&mut Header) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.acquire().await?;
+        let before = self.header.version;
+        let (header, output) = header::update(&*self.pool.store, &self.header_object(), change).await?;
+        let changed = header.version != before;
+        self.header = Arc::new(header);
+        if changed {
+            self.notify_header().await?;
+        }
+        Ok(output)
+    }
+
+    /// Tells all watchers to read the header again, and waits until they have.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn notify_header(&self) -> Result<()> {
+        if let Some(session) = &self.session {
+            session.notify(&Message::HeaderUpdate).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the lock back, ends the watch and makes everything durable.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn close(self) -> Result<()> {
+        let Some(session) = &self.session else { return Ok(()) };
+        self.pool.store.flush().await?;
+        session.release().await
     }
 }

@@ -5,15 +5,30 @@
 #![forbid(unsafe_code)]
 
 pub mod clone;
+pub mod copyup;
+pub mod create;
+pub mod device;
+pub mod diff;
 pub mod encoding;
 pub mod features;
 pub mod header;
 pub mod id;
 pub mod image;
+pub mod io;
 pub mod layout;
+pub mod limits;
+pub mod live_map;
 pub mod metadata;
 pub mod object_map;
 pub mod pool;
+pub mod progress;
+pub mod remove;
+pub mod rename;
+pub mod resize;
+pub mod revision;
+pub mod session;
+pub mod rollback;
 pub mod snapshot;
 pub mod stream;
 pub mod trash;
+pub mod zeroes;

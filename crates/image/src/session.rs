@@ -1,0 +1,249 @@
+//! A writer's standing with an image: its watch on the header, and the exclusive lock while it holds it.
+//!
+//! ```text
+//!   watching ── acquire ──► owner ── release ──► watching
+//! ```
+//!
+//! Invariants
+//! - The lock's cookie names the watch of the same client, so that others can see whether the owner lives.
+//! - A lock whose owner no longer watches is broken; one whose owner lives is asked for; one that a person took by hand
+//!   (`lock add`) is left alone.
+//! - While a message is sent, messages that come in are answered: a client waits for itself too.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_core::lock::{LockKind, LockRequest, Locker, UnlockRequest};
+use ferry_core::watch::{Notification, NotifyReply, WatchEvent, WatchReceiver};
+use ferry_core::{Errno, Error, ErrorKind, ObjectId, Result, Store};
+use futures_util::future::{Either, select};
+use futures_util::lock::Mutex;
+
+use crate::encoding::{LOCK_NAME, LOCK_TAG, Message, NotifyClient, decode_response, encode_response};
+
+/// How long others have to answer a message: librbd's `rbd_notify_timeout` plus half.
+pub(crate) const NOTIFY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often the lock is tried for before giving up; each round waits for an owner to let go.
+const ACQUIRE_ROUNDS_MAX: usize = 64;
+
+/// A watch on an image's header and the lock that goes with it.
+#[derive(Debug)]
+pub struct Session {
+    store: Arc<dyn Store>,
+    header: ObjectId,
+    handle: u64,
+    /// Whoever waits for messages holds it; of several, one answers for all.
+    watch: Mutex<WatchReceiver>,
+    owner: AtomicBool,
+}
+
+impl Session {
+    /// Registers with an image.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where the header does not exist.
+    pub async fn open(store: &Arc<dyn Store>, header: &ObjectId) -> Result<Self> {
+        let watch = store.watch(header).await?;
+        Ok(Self {
+            store: Arc::clone(store),
+            header: header.clone(),
+            handle: watch.handle.0,
+            watch: Mutex::new(watch),
+            owner: AtomicBool::new(false),
+        })
+    }
+
+    /// Number of the watch.
+    #[must_use]
+    pub fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    /// Whether this session holds the exclusive lock.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        self.owner.load(Ordering::Acquire)
+    }
+
+    /// The next message from others, for whoever keeps an image open for long; answer it with [`Session::answer`].
+    ///
+    /// # Cancel safety
+    /// No message is lost.
+    pub async fn next_event(&self) -> WatchEvent {
+        let watch = self.watch.lock().await;
+        // The receiver's own future borrows it, which would tie all callers to one thread; made anew for each poll it does
+        // not, and loses nothing.
+        poll_fn(move |cx| pin!(watch.next()).poll(cx)).await
+    }
+
+    fn cookie(&self) -> String {
+        format!("auto {}", self.handle())
+    }
+
+    fn client(&self) -> NotifyClient {
+        NotifyClient { client: self.store.client().0, handle: self.handle() }
+    }
+
+    /// Takes the exclusive lock; at once where this session holds it.
+    ///
+    /// # Errors
+    /// `Busy` (16) where a person took it by hand or its owner does not give it back; `ReadOnly` (30) where its owner
+    /// refuses or the pool is read-only.
+    pub async fn acquire(&self) -> Result<()> {
+        if self.is_owner() {
+            return Ok(());
+        }
+        let request = LockRequest {
+            name: LOCK_NAME.to_owned(),
+            kind: LockKind::Exclusive,
+            cookie: self.cookie(),
+            tag: LOCK_TAG.to_owned(),
+            description: String::new(),
+            renew: false,
+        };
+        for _ in 0..ACQUIRE_ROUNDS_MAX {
+            match self.store.lock(&self.header, request.clone()).await {
+                Ok(()) => {
+                    self.owner.store(true, Ordering::Release);
+                    self.notify(&Message::AcquiredLock(self.client())).await?;
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::Exists => {
+                    self.owner.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::Busy => self.make_room().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Error::busy("the image's lock is not given back").with("object", &self.header))
+    }
+
+    /// Sees to it that the lock may be free: breaks a dead owner's, asks a living one.
+    async fn make_room(&self) -> Result<()> {
+        let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
+        let Some(locker) = info.lockers.first() else { return Ok(()) };
+        let handle = locker.cookie.strip_prefix("auto ").and_then(|n| n.parse::<u64>().ok());
+        let (Some(handle), true) = (handle, info.tag == LOCK_TAG) else {
+            return Err(Error::busy("image is locked by hand")
+                .with("locker", locker.client)
+                .with("cookie", &locker.cookie));
+        };
+        if self.store.capabilities().list_watchers {
+            let watchers = self.store.list_watchers(&self.header).await?;
+            if !watchers.iter().any(|w| w.handle.0 == handle && w.client == locker.client) {
+                return self.break_dead(locker).await;
+            }
+        }
+        self.request_lock(locker).await
+    }
+
+    /// Breaks the lock of an owner that is gone.
+    async fn break_dead(&self, locker: &Locker) -> Result<()> {
+        let request = UnlockRequest { name: LOCK_NAME.to_owned(), cookie: locker.cookie.clone() };
+        match self.store.break_lock(&self.header, request, locker.client).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Asks the owner for the lock and waits until it lets go.
+    async fn request_lock(&self, locker: &Locker) -> Result<()> {
+        let reply = self.notify(&Message::RequestLock { client: self.client(), force: false }).await?;
+        let mut agreed = false;
+        for (_, _, payload) in &reply.answers {
+            match decode_response(payload)? {
+                None => {}
+                Some(0) => agreed = true,
+                Some(code) if code == -Errno::EROFS.0 => {
+                    return Err(Error::new(ErrorKind::ReadOnly, "the image's owner keeps its lock")
+                        .with("owner", &locker.address));
+                }
+                Some(_) => {
+                    return Err(
+                        Error::busy("the image's owner keeps its lock").with("owner", &locker.address)
+                    );
+                }
+            }
+        }
+        if !agreed {
+            return Err(
+                Error::busy("the image's owner does not answer for its lock").with("owner", &locker.address)
+            );
+        }
+        loop {
+            let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
+            if !info.lockers.iter().any(|l| l.client == locker.client && l.cookie == locker.cookie) {
+                return Ok(());
+            }
+            match self.next_event().await {
+                WatchEvent::Notify(notification) => self.answer(notification),
+                WatchEvent::Lost => return Err(lost(&self.header)),
+            }
+        }
+    }
+
+    /// Gives the lock back; nothing where this session does not hold it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn release(&self) -> Result<()> {
+        if !self.is_owner() {
+            return Ok(());
+        }
+        let request = UnlockRequest { name: LOCK_NAME.to_owned(), cookie: self.cookie() };
+        match self.store.unlock(&self.header, request).await {
+            Ok(()) => {}
+            // Broken by another, or gone with the header.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        self.owner.store(false, Ordering::Release);
+        match self.notify(&Message::ReleasedLock(self.client())).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets the lock without telling the store: the header is about to be removed.
+    pub fn forget_lock(&self) {
+        self.owner.store(false, Ordering::Release);
+    }
+
+    /// Tells everybody who watches the image, and waits for their answers; one who does not answer in time is not waited
+    /// for any longer.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn notify(&self, message: &Message) -> Result<NotifyReply> {
+        let mut sent = pin!(self.store.notify(&self.header, message.encode(), NOTIFY_TIMEOUT));
+        loop {
+            match select(sent.as_mut(), pin!(self.next_event())).await {
+                Either::Left((reply, _)) => return reply,
+                Either::Right((WatchEvent::Notify(notification), _)) => self.answer(notification),
+                Either::Right((WatchEvent::Lost, _)) => return Err(lost(&self.header)),
+            }
+        }
+    }
+
+    /// Answers a message in the way of a client that does one thing and then leaves: the lock is promised to whoever wants
+    /// it, and operations are left to the asker.
+    pub fn answer(&self, notification: Notification) {
+        let message = Message::decode(&notification.payload).ok();
+        let answer = match message {
+            Some(Message::RequestLock { .. }) if self.is_owner() => encode_response(0),
+            Some(m) if m.wants_owner() && self.is_owner() => encode_response(-Errno::EOPNOTSUPP.0),
+            Some(_) | None => Bytes::new(),
+        };
+        notification.answer(answer);
+    }
+}
+
+/// The watch is gone.
+fn lost(header: &ObjectId) -> Error {
+    Error::new(ErrorKind::Fenced, "the watch on the image was lost").with("object", header)
+}
