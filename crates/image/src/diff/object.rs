@@ -1,0 +1,223 @@
+//! What changed in one object.
+
+use ferry_core::{DeviceExtent, ErrorKind, ExtentState, ReadOp, Result, SnapId, SnapSet};
+
+use super::{Diff, Granularity, ParentData, Verdict};
+use crate::layout::{ObjectExtent, ObjectNo};
+use crate::limits::SPARSE_BLOCK;
+use crate::revision::Revision;
+use crate::zeroes::is_zero;
+
+/// Which preserved version of an object a snapshot reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Version {
+    /// The object did not exist.
+    None,
+    /// A clone, by its place in the list; HEAD comes behind the last.
+    At(usize),
+}
+
+impl Diff {
+    /// The changes in one object, of what it holds or of what shows through in its place.
+    pub(super) async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+        let verdict = self.verdict(object);
+        if verdict == Verdict::Unchanged {
+            return Ok(self.lost_overlap(object));
+        }
+        let length = self.to.length_of(object);
+        let Some(from) = &self.from else {
+            return self.since_beginning(object, length, verdict).await;
+        };
+        let mut changes = match (verdict, self.request.granularity) {
+            (Verdict::Changed { exists }, Granularity::WholeObject) => {
+                let state = if exists { ExtentState::Data } else { ExtentState::Zero };
+                self.in_image(object, 0, length, state)
+            }
+            _ if self.list_snaps => self.by_versions(from, object).await?,
+            _ => self.by_reading(from, object, length).await?,
+        };
+        if self.request.granularity == Granularity::WholeObject && !changes.is_empty() {
+            let data = changes.iter().any(|c| c.state == ExtentState::Data);
+            let state = if data { ExtentState::Data } else { ExtentState::Zero };
+            changes = self.in_image(object, 0, length, state);
+        }
+        Ok(changes)
+    }
+
+    /// All there is in an object.
+    async fn since_beginning(
+        &self,
+        object: ObjectNo,
+        length: u64,
+        verdict: Verdict,
+    ) -> Result<Vec<DeviceExtent>> {
+        let whole = ObjectExtent { object, offset: 0, length };
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let whole_object = self.request.granularity == Granularity::WholeObject;
+        if whole_object && verdict == (Verdict::Changed { exists: true }) {
+            return Ok(self.in_image(object, 0, length, ExtentState::Data));
+        }
+        let id = self.to.object_id(object);
+        let found = if verdict == Verdict::Absent {
+            None
+        } else {
+            match self.to.store.read(&id, self.to.snap, ReadOp::stat()).await {
+                Ok(reply) => Some(reply.size),
+                Err(e) if e.kind() == ErrorKind::NotFound => None,
+                Err(e) => return Err(e),
+            }
+        };
+        match (found, self.request.parent) {
+            (Some(0), _) | (None, ParentData::Excluded) => Ok(Vec::new()),
+            (Some(size), _) => {
+                let size = if whole_object { length } else { size };
+                Ok(self.in_image(object, 0, size, ExtentState::Data))
+            }
+            (None, ParentData::Included) => {
+                let pieces = self.to.locate_in_parent(whole).await?;
+                if whole_object && !pieces.is_empty() {
+                    return Ok(self.in_image(object, 0, length, ExtentState::Data));
+                }
+                let data = ExtentState::Data;
+                let extent = |p: crate::revision::Piece| DeviceExtent {
+                    offset: p.image_offset,
+                    length: p.length,
+                    state: data,
+                };
+                Ok(pieces.into_iter().map(extent).collect())
+            }
+        }
+    }
+
+    /// What a missing object no longer shows of the parent because the image was shrunk in between.
+    fn lost_overlap(&self, object: ObjectNo) -> Vec<DeviceExtent> {
+        let before = self.from.as_ref().map_or(0, |from| from.overlap_in(object));
+        self.in_image(object, self.to.overlap_in(object), before, ExtentState::Zero)
+    }
+
+    /// Compares the versions of an object that the two ends read.
+    async fn by_versions(&self, from: &Revision, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+        let set = match self.to.store.list_snaps(&self.to.object_id(object)).await {
+            Ok(set) => set,
+            Err(e) if e.kind() == ErrorKind::NotFound => SnapSet::default(),
+            Err(e) => return Err(e),
+        };
+        let (old, new) = (version_at(&set, from.snap), version_at(&set, self.to.snap));
+        let (Version::At(older), Version::At(newer)) = (old, new) else {
+            return Ok(self.by_existence(from, object, &set, old, new));
+        };
+        let mut changes = Vec::new();
+        let size = size_of(&set, newer);
+        for (start, end) in changed_between(&set, older, newer) {
+            changes.extend(self.in_image(object, start, end.min(size), ExtentState::Data));
+            changes.extend(self.in_image(object, start.max(size), end, ExtentState::Zero));
+        }
+        Ok(changes)
+    }
+
+    /// The changes where the object was missing at one end at least.
+    fn by_existence(
+        &self,
+        from: &Revision,
+        object: ObjectNo,
+        set: &SnapSet,
+        old: Version,
+        new: Version,
+    ) -> Vec<DeviceExtent> {
+        let held = |version| match version {
+            Version::None => None,
+            Version::At(n) => Some(size_of(set, n)),
+        };
+        let data = match (held(old), held(new)) {
+            (None, None) => return self.lost_overlap(object),
+            (_, Some(size)) => size,
+            (Some(_), None) => self.to.overlap_in(object),
+        };
+        let before = held(old).unwrap_or_else(|| from.overlap_in(object));
+        let mut changes = self.in_image(object, 0, data, ExtentState::Data);
+        changes.extend(self.in_image(object, data, before, ExtentState::Zero));
+        changes
+    }
+
+    /// Reads both ends and compares them block by block.
+    async fn by_reading(&self, from: &Revision, object: ObjectNo, length: u64) -> Result<Vec<DeviceExtent>> {
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let mut changes = Vec::new();
+        for part in self.to.layout.image_extents(ObjectExtent { object, offset: 0, length }) {
+            let new = self.to.read_bytes(part.offset, part.length).await?;
+            let known = from.size.saturating_sub(part.offset).min(part.length);
+            let old =
+                if known == 0 { Vec::new() } else { from.read_bytes(part.offset, known).await?.to_vec() };
+            let mut old = old;
+            old.resize(new.len(), 0);
+            let mut at = part.offset;
+            for (was, is) in blocks(&old).zip(blocks(&new)) {
+                if was != is {
+                    let state = if is_zero(is) { ExtentState::Zero } else { ExtentState::Data };
+                    changes.push(DeviceExtent { offset: at, length: is.len() as u64, state });
+                }
+                at += is.len() as u64;
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// Cuts a buffer into blocks.
+fn blocks(bytes: &[u8]) -> std::slice::Chunks<'_, u8> {
+    bytes.chunks(usize::try_from(SPARSE_BLOCK).expect("a block fits memory"))
+}
+
+/// Which version a snapshot or HEAD reads.
+fn version_at(set: &SnapSet, at: SnapId) -> Version {
+    let head = if set.head_size.is_some() { Version::At(set.clones.len()) } else { Version::None };
+    if at == SnapId::HEAD || at.0 > set.seq {
+        return head;
+    }
+    match set.clones.iter().position(|c| c.id >= at) {
+        Some(n) if set.clones[n].snaps.contains(&at) => Version::At(n),
+        Some(_) | None => Version::None,
+    }
+}
+
+/// Whether two snapshots, or one and HEAD, read the same version of an object.
+pub(crate) fn reads_same(set: &SnapSet, a: SnapId, b: SnapId) -> bool {
+    version_at(set, a) == version_at(set, b)
+}
+
+/// Size of a version. Bytes.
+fn size_of(set: &SnapSet, version: usize) -> u64 {
+    set.clones.get(version).map_or_else(|| set.head_size.unwrap_or(0), |c| c.size)
+}
+
+/// `(start, end)` ranges that differ somewhere between two versions, ascending and not touching.
+fn changed_between(set: &SnapSet, older: usize, newer: usize) -> Vec<(u64, u64)> {
+    let mut changed: Vec<(u64, u64)> = Vec::new();
+    for n in older..newer {
+        let Some(clone) = set.clones.get(n) else { break };
+        let end = clone.size.max(size_of(set, n + 1));
+        let mut at = 0;
+        for (offset, length) in &clone.overlap {
+            if *offset > at {
+                changed.push((at, *offset));
+            }
+            at = offset + length;
+        }
+        if end > at {
+            changed.push((at, end));
+        }
+    }
+    changed.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in changed {
+        match joined.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            Some(_) | None => joined.push((start, end)),
+        }
+    }
+    joined
+}
