@@ -7,13 +7,13 @@
 //! - An image that may be deep-flattened must have the parent's bytes *below* its snapshots. If it has snapshots that show
 //!   the same part of the parent, the object is made under no snapshot context first, and written to afterwards.
 
-use ferry_core::{Effect, ErrorKind, Guard, Result, WriteOp};
+use ferry_core::{Effect, ErrorKind, Guard, Result, SparseData, WriteOp};
 
 use crate::io::Io;
-use crate::layout::{ObjectExtent, ObjectNo};
+use crate::layout::{Layout, ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
 use crate::object_map::ObjectState;
-use crate::revision::Piece;
+use crate::revision::{Piece, Revision};
 
 /// What came of a copy-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Io {
     }
 
     /// Tells the object maps of all snapshots that an object will be there.
-    async fn mark_below_snaps(&self, object: ObjectNo) -> Result<()> {
+    pub(crate) async fn mark_below_snaps(&self, object: ObjectNo) -> Result<()> {
         let Some(map) = self.map() else { return Ok(()) };
         let snaps: Vec<_> = self
             .links()
@@ -97,80 +97,91 @@ impl Io {
 
     /// The effects that give a new object what its parent shows in `extent`, shared where possible.
     async fn parent_effects(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
-        let revision = self.revision();
-        let is_same_store = revision
-            .parent
-            .as_ref()
-            .is_some_and(|p| p.revision.store.identity() == revision.store.identity());
-        if revision.store.capabilities().share && is_same_store {
+        self.effects_from_parent_of(self.revision(), extent).await
+    }
+
+    /// The effects that give an object of this image what `revision`, a point of the same image, shows of its parent in
+    /// `extent`, shared where possible.
+    pub(crate) async fn effects_from_parent_of(
+        &self,
+        revision: &Revision,
+        extent: ObjectExtent,
+    ) -> Result<Vec<Effect>> {
+        if let Some(parent) = &revision.parent
+            && can_share(&parent.revision, self.revision())
+        {
             let pieces = revision.locate_in_parent(extent).await?;
-            if let Some(effects) = self.share_effects(extent, pieces) {
+            if let Some(effects) = share_effects(revision.layout, extent, pieces) {
                 return Ok(effects);
             }
         }
-        self.copy_effects(extent).await
+        copy_effects(revision, extent).await
     }
+}
 
-    /// The parent's bytes, read to be written.
-    async fn copy_effects(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
-        let revision = self.revision();
-        let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
-        let mut effects = Vec::new();
-        for part in revision.below_overlap(extent) {
-            let data = parent.revision.read(part.offset, part.length).await?;
-            for (at, bytes) in data.extents {
-                effects.push(Effect::Write {
-                    offset: revision.layout.bytes_before(extent.object, at),
-                    data: bytes,
-                });
-            }
+/// Whether objects of `target` can refer to the space of objects of `source`.
+pub(crate) fn can_share(source: &Revision, target: &Revision) -> bool {
+    target.store.capabilities().share && source.store.identity() == target.store.identity()
+}
+
+/// The parent's bytes, read to be written.
+async fn copy_effects(revision: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+    let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
+    let mut effects = Vec::new();
+    for part in revision.below_overlap(extent) {
+        let data = parent.revision.read(part.offset, part.length).await?;
+        effects.extend(write_effects(revision.layout, extent.object, data));
+    }
+    Ok(effects)
+}
+
+/// Bytes of an image as writes to one object, all of them lying in it.
+pub(crate) fn write_effects(layout: Layout, object: ObjectNo, data: SparseData) -> Vec<Effect> {
+    let to_effect = |(at, data)| Effect::Write { offset: layout.bytes_before(object, at), data };
+    data.extents.into_iter().map(to_effect).collect()
+}
+
+/// Objects of an ancestor or of another image as ranges to share with one object, `extent` being the part of it they fill;
+/// `None` where one does not lie on block boundaries.
+pub(crate) fn share_effects(layout: Layout, extent: ObjectExtent, pieces: Vec<Piece>) -> Option<Vec<Effect>> {
+    let end = extent.offset + extent.length;
+    let mut effects: Vec<Effect> = Vec::new();
+    let mut is_cut = false;
+    for piece in pieces {
+        let target = layout.bytes_before(extent.object, piece.image_offset);
+        if !target.is_multiple_of(SPARSE_BLOCK) || !piece.offset.is_multiple_of(SPARSE_BLOCK) {
+            return None;
         }
-        Ok(effects)
-    }
-
-    /// The parent's objects, as ranges to share; `None` where one does not lie on block boundaries.
-    fn share_effects(&self, extent: ObjectExtent, pieces: Vec<Piece>) -> Option<Vec<Effect>> {
-        let layout = self.revision().layout;
-        let end = extent.offset + extent.length;
-        let mut effects: Vec<Effect> = Vec::new();
-        let mut is_cut = false;
-        for piece in pieces {
-            let target = layout.bytes_before(extent.object, piece.image_offset);
-            if !target.is_multiple_of(SPARSE_BLOCK) || !piece.offset.is_multiple_of(SPARSE_BLOCK) {
+        let reaches_size = piece.offset + piece.length >= piece.size;
+        let mut length = piece.length;
+        if !length.is_multiple_of(SPARSE_BLOCK) && !reaches_size {
+            // Only at the end may a block be taken whole and cut afterwards.
+            if target + piece.length != end {
                 return None;
             }
-            let piece_end = target + piece.length;
-            let reaches_size = piece.offset + piece.length >= piece.size;
-            let mut length = piece.length;
-            if !length.is_multiple_of(SPARSE_BLOCK) && !reaches_size {
-                // Only at the end of the overlap may a block be taken whole and cut afterwards.
-                if piece_end != end {
-                    return None;
-                }
-                is_cut = true;
-                length = length.next_multiple_of(SPARSE_BLOCK).min(piece.size - piece.offset);
-            }
-            if let Some(Effect::ShareRange { source, at, offset, length: so_far, target_offset }) =
-                effects.last_mut()
-                && *source == piece.object
-                && *at == piece.at
-                && *offset + *so_far == piece.offset
-                && *target_offset + *so_far == target
-            {
-                *so_far += length;
-                continue;
-            }
-            effects.push(Effect::ShareRange {
-                source: piece.object,
-                at: piece.at,
-                offset: piece.offset,
-                length,
-                target_offset: target,
-            });
+            is_cut = true;
+            length = length.next_multiple_of(SPARSE_BLOCK).min(piece.size - piece.offset);
         }
-        if is_cut {
-            effects.push(Effect::Truncate(end));
+        if let Some(Effect::ShareRange { source, at, offset, length: so_far, target_offset }) =
+            effects.last_mut()
+            && *source == piece.object
+            && *at == piece.at
+            && *offset + *so_far == piece.offset
+            && *target_offset + *so_far == target
+        {
+            *so_far += length;
+            continue;
         }
-        Some(effects)
+        effects.push(Effect::ShareRange {
+            source: piece.object,
+            at: piece.at,
+            offset: piece.offset,
+            length,
+            target_offset: target,
+        });
     }
+    if is_cut {
+        effects.push(Effect::Truncate(end));
+    }
+    Some(effects)
 }

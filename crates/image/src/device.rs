@@ -41,8 +41,8 @@ impl ImageDevice {
     ///
     /// # Errors
     /// Those of [`Io::open`].
-    pub async fn open(image: Image) -> Result<Self> {
-        let io = Arc::new(Io::open(&image).await?);
+    pub async fn open(mut image: Image) -> Result<Self> {
+        let io = Arc::new(Io::open(&mut image).await?);
         let state = Mutex::new(State { image, io });
         Ok(Self { inner: Arc::new(Inner { gate: Gate::default(), state }) })
     }
@@ -82,7 +82,7 @@ impl ImageDevice {
         let _closed = self.inner.gate.close().await;
         let mut image = self.image();
         let outcome = change(&mut image).await;
-        let reopened = Io::open(&image).await;
+        let reopened = Io::open(&mut image).await;
         if let Ok(io) = reopened {
             *self.inner.state() = State { image, io: Arc::new(io) };
             return outcome;

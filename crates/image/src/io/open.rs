@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use ferry_core::{Error, Namespace, PoolId, Result, SnapId, Store};
+use ferry_core::{Effect, Error, Namespace, PoolId, Result, SnapId, Store, WriteOp};
 
 use super::{Io, SnapLink};
-use crate::encoding::{header_object, object_map_object};
 use crate::features::{Features, Flags};
 use crate::header::{self, Header};
 use crate::image::Image;
@@ -80,29 +79,49 @@ fn own_revision(
     })
 }
 
-impl Io {
-    /// Opens an image for input and output, as its header was last read. An object map that cannot be trusted is flagged so
-    /// in the header and not used.
+impl Image {
+    /// What is read through this handle: the image where it was opened, and its ancestors.
     ///
     /// # Errors
-    /// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of the store.
-    pub async fn open(image: &Image) -> Result<Self> {
-        let (store, header) = (&image.pool.store, &*image.header);
-        let revision = open_revision(store, image.pool.id(), &image.pool.namespace, header, image.at).await?;
+    /// As [`open_revision`].
+    pub async fn revision(&self) -> Result<Revision> {
+        self.revision_at(self.at).await
+    }
+
+    /// The image at `at`, and its ancestors there.
+    ///
+    /// # Errors
+    /// As [`open_revision`].
+    pub async fn revision_at(&self, at: SnapId) -> Result<Revision> {
+        open_revision(&self.pool.store, self.pool.id(), &self.pool.namespace, &self.header, at).await
+    }
+}
+
+impl Io {
+    /// Opens an image for input and output, as its header was last read; to be written, the exclusive lock is taken first.
+    /// An object map that cannot be trusted is flagged so in the header and not used.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of taking the lock and of the store.
+    pub async fn open(image: &mut Image) -> Result<Self> {
         let read_only = image.read_only || image.at != SnapId::HEAD;
-        let has_map = header.features.contains(Features::OBJECT_MAP);
-        let is_valid = |flags: Flags| !flags.contains(Flags::OBJECT_MAP_INVALID);
-        let map = if has_map && !read_only && is_valid(header.flags) {
+        if !read_only {
+            image.acquire().await?;
+        }
+        let revision = image.revision().await?;
+        let has_map = image.header.features.contains(Features::OBJECT_MAP);
+        let map = if has_map && !read_only && is_valid(image.header.flags) {
             open_map(image, revision.object_count()).await?
         } else {
             None
         };
+        let header = &image.header;
         let links = header
             .snaps
             .values()
             .filter_map(|snap| {
                 let valid = has_map && is_valid(Flags(snap.flags));
-                let map_object = valid.then(|| image.pool.object(&object_map_object(&image.id, snap.id)));
+                let map_object = valid.then(|| image.object_map_object(snap.id));
                 snap.overlap().map(|overlap| SnapLink { snap: snap.id, overlap, map_object })
             })
             .collect();
@@ -118,22 +137,29 @@ impl Io {
     }
 }
 
+/// Whether a map with these flags may be used.
+fn is_valid(flags: Flags) -> bool {
+    !flags.contains(Flags::OBJECT_MAP_INVALID)
+}
+
 /// The map of HEAD; `None` after flagging it where it cannot be trusted.
-async fn open_map(image: &Image, count: u64) -> Result<Option<LiveMap>> {
-    let store = &image.pool.store;
-    let object = image.pool.object(&object_map_object(&image.id, SnapId::HEAD));
-    match LiveMap::open(store, object.clone(), count).await? {
+async fn open_map(image: &mut Image, count: u64) -> Result<Option<LiveMap>> {
+    let object = image.object_map_object(SnapId::HEAD);
+    match LiveMap::open(&image.pool.store, object.clone(), count).await? {
         Ok(map) => Ok(Some(map)),
         Err(Loaded::Valid(_)) => Ok(None),
         Err(Loaded::Invalid { replacement, .. }) => {
-            let header_object = image.pool.object(&header_object(&image.id));
-            header::update(&**store, &header_object, |h| {
-                h.flags = h.flags.with(Flags::OBJECT_MAP_INVALID).with(Flags::FAST_DIFF_INVALID);
-                Ok(())
-            })
-            .await?;
-            let op = ferry_core::WriteOp::new().effect(ferry_core::Effect::WriteFull(replacement.encode()));
-            store.write(&object, op).await?;
+            image
+                .update_header(|h| {
+                    h.set_flags(
+                        SnapId::HEAD,
+                        Flags::OBJECT_MAP_INVALID.with(Flags::FAST_DIFF_INVALID),
+                        Flags::NONE,
+                    )
+                })
+                .await?;
+            let op = WriteOp::new().effect(Effect::WriteFull(replacement.encode()));
+            image.pool.store.write(&object, op).await?;
             Ok(None)
         }
     }

@@ -71,7 +71,7 @@ impl Io {
     pub async fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.check_writable()?;
         self.revision.check_range(offset, length)?;
-        self.for_each_object(offset, length, |extent| self.discard_object(extent)).await
+        self.for_each_object(offset, length, |extent| self.discard_part(extent)).await
     }
 
     /// The bytes of a request that go to one object.
@@ -116,7 +116,7 @@ impl Io {
     }
 
     /// Discards a part of one object.
-    async fn discard_object(&self, extent: ObjectExtent) -> Result<()> {
+    pub(crate) async fn discard_part(&self, extent: ObjectExtent) -> Result<()> {
         let object = extent.object;
         let overlap = self.revision.overlap_in(object);
         let to_end = extent.offset + extent.length >= self.revision.length_of(object);
