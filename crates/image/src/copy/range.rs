@@ -1,0 +1,72 @@
+//! Copying a range of one image to the same range of another.
+
+use ferry_core::{Effect, Result, WriteOp};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::copyup::{can_share, share_effects, write_effects};
+use crate::io::Io;
+use crate::layout::{ImageExtent, ObjectExtent};
+use crate::limits::OBJECTS_IN_FLIGHT;
+use crate::revision::{Piece, Revision};
+
+impl Io {
+    /// Makes a range read what it reads in `source`, sharing where possible. Holes become holes.
+    ///
+    /// # Errors
+    /// `Invalid` (22) outside either image; those of the stores.
+    ///
+    /// # Crash safety
+    /// Each object of this image takes all of its part or nothing.
+    pub async fn copy_range(&self, source: &Revision, offset: u64, length: u64) -> Result<()> {
+        source.check_range(offset, length)?;
+        self.revision().check_range(offset, length)?;
+        let extents = stream::iter(self.revision().layout.extents(offset, length));
+        let work = extents.map(|extent| self.copy_object_range(source, extent));
+        work.buffer_unordered(OBJECTS_IN_FLIGHT).try_collect::<()>().await
+    }
+
+    /// As [`Self::copy_range`], for a part of one object.
+    async fn copy_object_range(&self, source: &Revision, extent: ObjectExtent) -> Result<()> {
+        let layout = self.revision().layout;
+        let parts: Vec<ImageExtent> = layout.image_extents(extent).collect();
+        let mut effects = None;
+        if can_share(source, self.revision()) {
+            let mut pieces: Vec<Piece> = Vec::new();
+            for part in &parts {
+                pieces.extend(source.locate(part.offset, part.length).await?);
+            }
+            effects = share_effects(layout, extent, pieces).filter(|e| !ends_short(e));
+        }
+        let effects = match effects {
+            Some(effects) => effects,
+            None => {
+                let mut effects = Vec::new();
+                for part in &parts {
+                    let data = source.read(part.offset, part.length).await?;
+                    effects.extend(write_effects(layout, extent.object, data));
+                }
+                effects
+            }
+        };
+        let is_fresh = self.map().is_some_and(|map| !map.get(extent.object).may_exist());
+        if effects.is_empty() {
+            return self.discard_part(extent).await;
+        }
+        let mut all = Vec::new();
+        if !is_fresh {
+            // What the source has as holes must not keep what was here.
+            all.push(Effect::Zero { offset: extent.offset, length: extent.length });
+        }
+        all.extend(effects);
+        let _ticket = match self.map() {
+            Some(map) => Some(map.begin_write(vec![extent.object]).await?),
+            None => None,
+        };
+        self.apply(extent.object, WriteOp { effects: all, ..WriteOp::new() }).await
+    }
+}
+
+/// Whether sharing would cut the object behind the range, which may hold data already.
+fn ends_short(effects: &[Effect]) -> bool {
+    effects.iter().any(|e| matches!(e, Effect::Truncate(_)))
+}
