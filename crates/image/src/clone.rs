@@ -127,18 +127,20 @@ fn inherit(parent: &Header, snap: &SnapshotRecord, asked: &CreateOptions) -> Res
     if !features.contains(Features::LAYERING) {
         return Err(Error::invalid("cloning image must support layering"));
     }
-    let is_striped = parent.features.contains(Features::STRIPING);
-    let asked_striping = asked.stripe_unit.is_some() || asked.stripe_count.is_some();
-    let (stripe_unit, stripe_count) = if is_striped && !asked_striping {
+    let order = asked.order.unwrap_or(parent.order);
+    let (stripe_unit, stripe_count) = if asked.stripe_unit.is_some() || asked.stripe_count.is_some() {
+        (asked.stripe_unit, asked.stripe_count)
+    } else if parent.features.contains(Features::STRIPING) {
         (Some(parent.stripe_unit), Some(parent.stripe_count))
     } else {
-        (asked.stripe_unit, asked.stripe_count)
+        // Said, so that a default of the pool does not come in its place.
+        (1_u64.checked_shl(u32::from(order)), Some(1))
     };
     let mut metadata = parent.metadata.clone();
     metadata.extend(asked.metadata.clone());
     Ok(CreateOptions {
         size: snap.size,
-        order: asked.order.or(Some(parent.order)),
+        order: Some(order),
         features: Some(features),
         stripe_unit,
         stripe_count,

@@ -9,6 +9,8 @@ mod tests;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use ferry_core::size::parse_size;
+use ferry_core::store::StoreExt;
 use ferry_core::{Effect, Errno, Error, ErrorKind, PoolInfo, ReadOp, Result, SnapId, WriteOp};
 
 use crate::encoding::{data_prefix, header_object, id_object, object_map_object, v1_header_object};
@@ -16,6 +18,7 @@ use crate::features::{Features, Flags, OpFeatures};
 use crate::header::{Header, create_op};
 use crate::id::new_image_id;
 use crate::layout::Layout;
+use crate::metadata;
 use crate::object_map::ObjectMap;
 use crate::pool::Pool;
 use crate::trash::check_name;
@@ -51,6 +54,33 @@ impl CreateOptions {
     #[must_use]
     pub fn sized(size: u64) -> Self {
         Self { size, ..Self::default() }
+    }
+
+    /// With what the pool's configuration says where this says nothing.
+    ///
+    /// # Errors
+    /// `Invalid` (22) for configured values that are none; `NotFound` (2) for a configured data pool that is not there.
+    pub async fn or_pool_defaults(mut self, pool: &Pool) -> Result<Self> {
+        let values = metadata::pool_list(pool).await?;
+        let value = |name: &str| {
+            let raw = values.get(&format!("conf_{name}"))?;
+            std::str::from_utf8(raw).ok().map(str::trim).filter(|v| !v.is_empty())
+        };
+        let number = |name: &str| value(name).and_then(|v| parse_size(v, 1)).filter(|n| *n != 0);
+        if self.features.is_none() {
+            self.features = value("rbd_default_features").map(Features::parse).transpose()?;
+        }
+        if self.order.is_none() {
+            self.order = number("rbd_default_order").and_then(|n| u8::try_from(n).ok());
+        }
+        if self.stripe_unit.is_none() && self.stripe_count.is_none() {
+            self.stripe_unit = number("rbd_default_stripe_unit");
+            self.stripe_count = number("rbd_default_stripe_count");
+        }
+        if let (None, Some(name)) = (&self.data_pool, value("rbd_default_data_pool")) {
+            self.data_pool = Some(pool.store.pool_by_name(name).await?);
+        }
+        Ok(self)
     }
 
     /// Layout and features of the image in `pool`.
@@ -106,10 +136,11 @@ pub async fn create(pool: &Pool, name: &str, options: &CreateOptions) -> Result<
 /// As [`create`], without the flush.
 pub(crate) async fn create_linked(pool: &Pool, name: &str, options: &CreateOptions) -> Result<String> {
     check_name(name)?;
-    let (layout, features) = options.resolve(pool)?;
     if pool.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the pool is read-only").with("pool", &pool.info.name));
     }
+    let options = &options.clone().or_pool_defaults(pool).await?;
+    let (layout, features) = options.resolve(pool)?;
     pool.check_namespace().await?;
     for object in [v1_header_object(name), id_object(name)] {
         if pool.read_or_absent(&pool.object(&object), ReadOp::stat()).await?.is_some() {

@@ -5,12 +5,15 @@
 #![forbid(unsafe_code)]
 
 pub mod clone;
+pub mod copy;
 pub mod copyup;
 pub mod create;
 pub mod device;
 pub mod diff;
 pub mod encoding;
+pub mod feature;
 pub mod features;
+pub mod flatten;
 pub mod header;
 pub mod id;
 pub mod image;
@@ -18,6 +21,7 @@ pub mod io;
 pub mod layout;
 pub mod limits;
 pub mod live_map;
+pub mod map_check;
 pub mod metadata;
 pub mod object_map;
 pub mod pool;
@@ -26,9 +30,15 @@ pub mod remove;
 pub mod rename;
 pub mod resize;
 pub mod revision;
-pub mod session;
 pub mod rollback;
+pub mod session;
 pub mod snapshot;
+pub mod status;
+pub mod sparsify;
 pub mod stream;
+pub mod transfer;
+#[cfg(test)]
+mod testing;
 pub mod trash;
+pub mod usage;
 pub mod zeroes;
