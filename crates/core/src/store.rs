@@ -149,6 +149,9 @@ pub struct WriteOp {
     pub effects: Vec<Effect>,
     /// What data effects must preserve; `None` preserves nothing.
     pub snap_context: Option<SnapContext>,
+    /// Whether the op may use the space a full store keeps in reserve, because it is part of giving space back (removing an
+    /// image, a snapshot). RADOS calls it `FULL_TRY`.
+    pub full_try: bool,
 }
 
 impl WriteOp {
@@ -176,6 +179,13 @@ impl WriteOp {
     #[must_use]
     pub fn under(mut self, context: SnapContext) -> Self {
         self.snap_context = Some(context);
+        self
+    }
+
+    /// Lets the op use the space kept in reserve: it is part of giving space back.
+    #[must_use]
+    pub fn full_try(mut self) -> Self {
+        self.full_try = true;
         self
     }
 

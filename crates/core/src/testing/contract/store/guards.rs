@@ -150,7 +150,7 @@ pub(super) fn a_refused_op_changes_nothing(place: &Place) {
         for effect in &effects {
             place.refuses("o", WriteOp::new().guard(guard.clone()).effect(effect.clone()), kind, errno);
         }
-        let all = WriteOp { guards: vec![guard], effects: effects.to_vec(), snap_context: None };
+        let all = WriteOp { guards: vec![guard], effects: effects.to_vec(), ..WriteOp::default() };
         place.refuses("o", all, kind, errno);
     }
     assert_eq!(place.sight("o"), before);

@@ -1,0 +1,76 @@
+//! A cache of two generations: an approximation of least-recently-used that costs one hash lookup.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// Entries used lately, and those used before that. When the young generation is full the old one is handed out to be
+/// dropped (or written back) and the young one grows old.
+#[derive(Debug)]
+pub(crate) struct Cache<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    capacity: usize,
+}
+
+impl<K: Hash + Eq, V> Cache<K, V> {
+    /// A cache of up to twice `capacity` entries.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), capacity: capacity.max(8) }
+    }
+
+    /// The entry of `key`, made young.
+    pub(crate) fn get(&mut self, key: &K) -> Option<&mut V>
+    where
+        K: Clone,
+    {
+        if !self.young.contains_key(key) {
+            let value = self.old.remove(key)?;
+            self.young.insert(key.clone(), value);
+        }
+        self.young.get_mut(key)
+    }
+
+    /// The entry of `key`, left where it is.
+    pub(crate) fn peek(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    /// Puts an entry in.
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        self.old.remove(&key);
+        self.young.insert(key, value);
+    }
+
+    /// Takes an entry out.
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        let (a, b) = (self.young.remove(key), self.old.remove(key));
+        a.or(b)
+    }
+
+    /// Whether the young generation is full and [`Cache::age`] is due.
+    pub(crate) fn is_full(&self) -> bool {
+        self.young.len() >= self.capacity
+    }
+
+    /// Hands out the old generation and makes the young one old.
+    pub(crate) fn age(&mut self) -> HashMap<K, V> {
+        let young = std::mem::take(&mut self.young);
+        std::mem::replace(&mut self.old, young)
+    }
+
+    /// All entries.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.young.iter_mut().chain(self.old.iter_mut())
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+}

@@ -1,0 +1,279 @@
+//! The cleaner: takes segments that are mostly dead and writes what lives in them elsewhere.
+//!
+//! Invariants
+//! - A block is live if a table entry points at it. Who may own one is found from the segment itself (the records that wrote
+//!   it) and from the notes about sharers; each is looked at before it is believed.
+//! - Moving is a record like any other, so a crash at any point leaves either place right.
+//! - A cleaned segment becomes free through the next checkpoint.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ferry_core::{Error, ErrorKind, Result};
+
+use crate::address::{Address, Block};
+use crate::core::Core;
+use crate::disk::SegmentNo;
+use crate::engine::Engine;
+use crate::index::split;
+use crate::key::{Key, KeyReader, Tag};
+use crate::limits::BLOCK;
+use crate::read::read_run;
+use crate::record::{BlockRef, HEAD, Record};
+use crate::recover::read_batch;
+use crate::space::{Head, Purpose, Segment, State};
+use crate::tree::After;
+
+/// Blocks one step moves: 1 MiB, so that a writer never waits for more.
+const STEP_BLOCKS: usize = 256;
+
+/// Share of free segments (hundredths of those in use) below which the cleaner works.
+const LOW_WATER_PERCENT: u64 = 12;
+
+/// A live block of a victim: everyone who points at it, and the CRC.
+type Live = (Vec<BlockRef>, Address, u32);
+
+impl Engine {
+    /// Cleans a little if the store needs it. `true` where there is more to do.
+    pub(crate) fn clean_step(&self) -> Result<bool> {
+        let victim = {
+            let mut core = self.lock();
+            if core.read_only || core.log.poisoned {
+                return Ok(false);
+            }
+            core.release_retired()?;
+            if !core.wants_cleaning()? {
+                return Ok(false);
+            }
+            core.victim()
+        };
+        match victim {
+            Some(no) => self.clean_segment(no),
+            None => self.free_emptied(),
+        }
+    }
+
+    /// Frees at least `wanted` segments beyond the reserve if that is possible at all.
+    pub(crate) fn reclaim(&self, wanted: u64) -> Result<()> {
+        while self.trim_step()? {}
+        for _ in 0..64 {
+            self.free_emptied()?;
+            let victim = {
+                let core = self.lock();
+                if core.space.available(&*self.disk)? > u64::from(core.space.reserve()) + wanted {
+                    return Ok(());
+                }
+                core.victim()
+            };
+            let Some(no) = victim else { return Ok(()) };
+            while self.clean_segment(no)? {}
+        }
+        Ok(())
+    }
+
+    /// Lets a checkpoint free the segments that hold nothing.
+    fn free_emptied(&self) -> Result<bool> {
+        let due = self.lock().space.has_empty();
+        if due {
+            self.checkpoint()?;
+        }
+        Ok(due)
+    }
+
+    /// Moves up to a step's worth of live blocks out of a segment. `true` where more are left in it.
+    pub(crate) fn clean_segment(&self, no: SegmentNo) -> Result<bool> {
+        let mut core = self.lock();
+        core.check_writable()?;
+        core.log_seal()?;
+        let mut live = core.live_blocks(no)?;
+        if live.is_empty() {
+            core.evict_pages(no)?;
+            core.counters.cleaned_segments += 1;
+            core.set_cleaned(no);
+            return Ok(false);
+        }
+        // In the order of the objects, so that what was written scattered is read back together.
+        live.sort_by(|a, b| a.0[0].cmp(&b.0[0]));
+        live.truncate(STEP_BLOCKS);
+        let written = core.log.written_bytes;
+        core.move_blocks(&live)?;
+        core.log_seal()?;
+        core.counters.cleaner_bytes += core.log.written_bytes - written;
+        drop(core);
+        self.checkpoint_if_due()?;
+        Ok(true)
+    }
+}
+
+impl Core {
+    fn wants_cleaning(&self) -> Result<bool> {
+        let in_use = self.space.in_use();
+        let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
+        Ok(self.space.has_empty() && free < in_use || free * 100 < in_use * LOW_WATER_PERCENT)
+    }
+
+    /// The segment whose cleaning pays best: free space gained, weighed by age, per block to move.
+    pub(crate) fn victim(&self) -> Option<SegmentNo> {
+        let now = self.log.next_sequence;
+        let blocks = self.space.segment_blocks();
+        let score = |s: &Segment| {
+            let live = u64::from((s.references + s.nodes).min(blocks));
+            let dead = u64::from(blocks) - live;
+            let age = now.saturating_sub(s.last_sequence) + 1;
+            u128::from(dead) * u128::from(age) * 1000 / u128::from(u64::from(blocks) + live)
+        };
+        self.space
+            .iter()
+            .filter(|(no, s)| {
+                s.state == State::Sealed && s.references + s.nodes > 0 && !self.cleaned.contains(no)
+            })
+            // A segment with almost nothing dead in it costs more than it gives.
+            .filter(|(_, s)| u64::from(s.references + s.nodes) * 20 < u64::from(blocks) * 19)
+            .max_by_key(|(_, s)| score(s))
+            .map(|(no, _)| no)
+    }
+
+    /// Remembers that only index pages are left in a segment: the next checkpoint frees it.
+    fn set_cleaned(&mut self, no: SegmentNo) {
+        self.cleaned.insert(no);
+        self.changed = true;
+    }
+
+    /// The records of every batch in a segment, with the address of each one's payload.
+    pub(crate) fn segment_records(&self, no: SegmentNo) -> Result<Vec<(Address, Record)>> {
+        let segment =
+            *self.space.get(no).ok_or_else(|| Error::corrupt("no such segment").with("segment", no))?;
+        let mut found = Vec::new();
+        let mut block = 1;
+        while block < segment.used {
+            let at = Address::new(no, block);
+            let header = match read_batch(&*self.disk, at, segment.life, self.space.segment_blocks()) {
+                Ok(header) => header,
+                // What recovery gave up in the middle of a segment stays as it is: step over it.
+                Err(e) if e.kind() == ErrorKind::Corrupt && segment.state == State::Sealed => {
+                    block += 1;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let mut payload = header.address.block() + header.header_blocks;
+            for record in Record::decode_all(&header.records)? {
+                let n = u32::try_from(record.payload_crcs().len()).expect("bounded by a segment");
+                if n > 0 {
+                    found.push((Address::new(no, payload), record));
+                }
+                payload += n;
+            }
+            block += header.total_blocks();
+        }
+        Ok(found)
+    }
+
+    /// Every live data block of a segment.
+    pub(crate) fn live_blocks(&mut self, no: SegmentNo) -> Result<Vec<Live>> {
+        let mut candidates: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
+        for (at, record) in self.segment_records(no)? {
+            let owners: Vec<(u64, u32)> = match &record {
+                Record::Data { inode, block, .. } => vec![(*inode, *block)],
+                Record::Move { refs, .. } => refs.iter().map(|r| (r.inode, r.block)).collect(),
+                _ => continue,
+            };
+            for i in 0..u32::try_from(record.payload_crcs().len()).expect("bounded") {
+                candidates.entry(at.block() + i).or_default().extend(owners.iter().map(|(o, b)| (*o, b + i)));
+            }
+        }
+        let prefix = Key::new(Tag::Sharer).u32(no.0);
+        for (key, value) in self.tree.scan(prefix.bytes(), After::Including, prefix.bytes(), usize::MAX)? {
+            let mut r = KeyReader::new(&key);
+            let (_, from, inode, block) = (r.u32()?, u32::from(r.u16()?), r.u64()?, r.u32()?);
+            let length = value.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
+            for i in 0..u32::from(length) {
+                candidates.entry(from + i).or_default().push((inode, block + i));
+            }
+        }
+        let mut live = Vec::new();
+        for (block, mut owners) in candidates {
+            owners.sort_unstable();
+            owners.dedup();
+            let at = Address::new(no, block);
+            let mut refs = Vec::new();
+            let mut crc = 0;
+            for (inode, b) in owners {
+                self.references_to(at, inode, b, &mut refs, &mut crc)?;
+            }
+            if !refs.is_empty() {
+                live.push((refs, at, crc));
+            }
+        }
+        Ok(live)
+    }
+
+    /// Adds the versions of an object that have block `block` at `at`.
+    fn references_to(
+        &mut self,
+        at: Address,
+        inode: u64,
+        block: u32,
+        refs: &mut Vec<BlockRef>,
+        crc: &mut u32,
+    ) -> Result<()> {
+        if !self.has_object(inode)? {
+            return Ok(());
+        }
+        let object = &self.object(inode)?.value;
+        let versions: Vec<u64> = std::iter::once(HEAD).chain(object.clones.iter().map(|c| c.id)).collect();
+        let (chunk, i) = split(block);
+        for version in versions {
+            if let Block::Data(found, sum) = self.chunk((inode, version, chunk))?.value.get(i)
+                && found == at
+            {
+                refs.push(BlockRef { inode, version, block });
+                *crc = sum;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies live blocks to the cold head, neighbours of one object together.
+    fn move_blocks(&mut self, live: &[Live]) -> Result<()> {
+        let mut from = 0;
+        while from < live.len() {
+            let mut to = from + 1;
+            while to < live.len() && follows(&live[to - 1].0, &live[to].0) {
+                to += 1;
+            }
+            let mut payload = Vec::with_capacity(to - from);
+            for (_, at, crc) in &live[from..to] {
+                let mut bytes = vec![0; BLOCK];
+                read_run(&*self.disk, *at, &[*crc], &mut bytes)?;
+                payload.push(Bytes::from(bytes));
+            }
+            let record = Record::Move {
+                refs: live[from].0.clone(),
+                crcs: live[from..to].iter().map(|l| l.2).collect(),
+            };
+            self.commit_at((Head::Cold, Purpose::Reclaim), vec![record], payload)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Marks the index pages of a segment changed, so that the next checkpoint writes them elsewhere.
+    fn evict_pages(&mut self, no: SegmentNo) -> Result<()> {
+        for (at, record) in self.segment_records(no)? {
+            if let Record::Node { level, key, .. } = record {
+                self.tree.evict_page(level, &key, at)?;
+                self.settle_tree()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the block with `b` comes right behind the one with `a` for everyone who points at them.
+fn follows(a: &[BlockRef], b: &[BlockRef]) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(x, y)| x.inode == y.inode && x.version == y.version && x.block + 1 == y.block)
+}

@@ -1,0 +1,377 @@
+//! The engine: a store on a [`Disk`], shared by all who use it in this process.
+//!
+//! Writers take the lock, append to the open batch in memory and leave; whoever flushes writes the batch out and syncs for
+//! everybody waiting. No thread of its own.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ferry_core::watch::WatchRegistry;
+use ferry_core::{Env, Error, ErrorKind, Result};
+
+use crate::cache::Cache;
+use crate::checkpoint::{After, write_superblock};
+use crate::core::{Core, Counters};
+use crate::disk::{Disk, FileId};
+use crate::format::Superblock;
+use crate::limits::{
+    BLOCK, CACHE_BYTES_DEFAULT, SEGMENT_BLOCKS_DEFAULT, SEGMENT_BLOCKS_MAX, SEGMENT_BLOCKS_MIN,
+};
+use crate::log::Log;
+pub use crate::recover::Recovery;
+use crate::recover::{read_superblock, read_table};
+use crate::space::Space;
+use crate::tree::Tree;
+
+/// How a store is made and used.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Blocks of 4 KiB in a segment; fixed when the store is made.
+    pub segment_blocks: u32,
+    /// Bytes the store may take; 0 for what the medium has. Fixed when the store is made.
+    pub capacity_bytes: u64,
+    /// Memory for caches. Bytes.
+    pub cache_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_blocks: SEGMENT_BLOCKS_DEFAULT, capacity_bytes: 0, cache_bytes: CACHE_BYTES_DEFAULT }
+    }
+}
+
+/// What a store holds and what it did since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Bytes of the segments in use.
+    pub segment_bytes: u64,
+    /// Bytes written in them.
+    pub used_bytes: u64,
+    /// Bytes of those that are still referred to.
+    pub live_bytes: u64,
+    /// Bytes clients wrote.
+    pub client_bytes: u64,
+    /// Bytes appended to the log, all told.
+    pub log_bytes: u64,
+    /// Of those, by checkpoints.
+    pub checkpoint_bytes: u64,
+    /// Of those, by the cleaner.
+    pub cleaner_bytes: u64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Segments cleaned.
+    pub cleaned_segments: u64,
+}
+
+/// A log-structured store. See the crate.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) core: Mutex<Core>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) watches: WatchRegistry,
+    pub(crate) client: ferry_core::ClientId,
+    identity: [u8; 16],
+    syncing: Mutex<SyncState>,
+    synced: Condvar,
+    recovery: Recovery,
+}
+
+#[derive(Debug, Default)]
+struct SyncState {
+    running: bool,
+}
+
+impl Engine {
+    /// Makes an empty store on a disk that has none.
+    ///
+    /// # Errors
+    /// `Exists` (17) where there is one; `Invalid` for options out of bounds.
+    pub fn create(disk: Arc<dyn Disk>, env: Env, options: Options) -> Result<Arc<Self>> {
+        if disk.has_superblock()? {
+            return Err(Error::exists("there is a store here").with("directory", disk.describe()));
+        }
+        if !(SEGMENT_BLOCKS_MIN..=SEGMENT_BLOCKS_MAX).contains(&options.segment_blocks) {
+            return Err(
+                Error::invalid("a segment's size out of bounds").with("blocks", options.segment_blocks)
+            );
+        }
+        let mut store = [0; 16];
+        store[..8].copy_from_slice(&env.rng.next_u64().to_le_bytes());
+        store[8..].copy_from_slice(&env.rng.next_u64().to_le_bytes());
+        let superblock = Superblock {
+            store,
+            generation: 1,
+            epoch: 1,
+            opens: 0,
+            segment_blocks: options.segment_blocks,
+            capacity_bytes: options.capacity_bytes,
+            checkpoint_sequence: 0,
+            root: None,
+            table: None,
+            next_inode: 1,
+            next_version: 1,
+            clean: true,
+        };
+        disk.create(FileId::Superblock, 2 * BLOCK as u64)?;
+        write_superblock(&*disk, &superblock)?;
+        Self::open(disk, env, options)
+    }
+
+    /// Opens a store for reading and writing, recovering what a crash left.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where there is none, `Corrupt` where it is damaged, `Unsupported` where a newer ferry made it.
+    ///
+    /// # Crash safety
+    /// A crash while opening leaves the store as it was; opening again does the same.
+    pub fn open(disk: Arc<dyn Disk>, env: Env, options: Options) -> Result<Arc<Self>> {
+        Self::open_as(disk, env, options, false)
+    }
+
+    /// Opens a store for reading only: nothing is written, a tail is replayed in memory.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_read_only(disk: Arc<dyn Disk>, env: Env, options: Options) -> Result<Arc<Self>> {
+        Self::open_as(disk, env, options, true)
+    }
+
+    fn open_as(disk: Arc<dyn Disk>, env: Env, options: Options, read_only: bool) -> Result<Arc<Self>> {
+        let (superblock, damaged) = read_superblock(&*disk)?;
+        let mut space = read_table(&*disk, &superblock)?;
+        let mut files = disk.segments()?;
+        files.sort_unstable();
+        space.set_files(&files);
+        let mut core = new_core(&disk, env, superblock, space, options);
+        core.read_only = read_only;
+        core.load_pools()?;
+        let (recovery, epoch) = core.replay(&files, damaged)?;
+        core.space.set_files(&files);
+        core.settle_tree()?;
+        core.superblock.opens += 1;
+        let unclean = recovery.batches > 0 || recovery.dropped_bytes > 0;
+        if unclean {
+            core.superblock.opens += 1;
+            core.log.epoch = epoch;
+            core.log.abandon_heads(&mut core.space);
+            core.changed = true;
+            if !read_only {
+                core.checkpoint(After::MoreWork)?;
+            }
+        }
+        let client = ferry_core::ClientId(4096 + core.superblock.opens);
+        let identity = core.superblock.store;
+        Ok(Arc::new(Self {
+            core: Mutex::new(core),
+            disk,
+            watches: WatchRegistry::default(),
+            client,
+            identity,
+            syncing: Mutex::default(),
+            synced: Condvar::new(),
+            recovery,
+        }))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What opening found.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
+    /// The store's identity.
+    #[must_use]
+    pub fn identity(&self) -> [u8; 16] {
+        self.identity
+    }
+
+    /// Makes everything acknowledged durable: whoever comes first syncs, the others wait for a sync that began after them.
+    ///
+    /// # Errors
+    /// A failed sync poisons the store: what of the last writes is on disk is known only after opening it again.
+    pub fn sync(&self) -> Result<()> {
+        let wanted = {
+            let mut core = self.lock();
+            core.log.check()?;
+            core.log_seal()?;
+            core.log.last_sequence()
+        };
+        let mut state = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            {
+                let core = self.lock();
+                core.log.check()?;
+                if core.log.durable_upto >= wanted {
+                    return Ok(());
+                }
+            }
+            if state.running {
+                state = self.synced.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.running = true;
+            drop(state);
+            let result = self.sync_once();
+            state = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+            state.running = false;
+            self.synced.notify_all();
+            result?;
+        }
+    }
+
+    /// Syncs what is written now, outside the lock.
+    fn sync_once(&self) -> Result<()> {
+        let (segments, upto) = {
+            let mut core = self.lock();
+            core.log.check()?;
+            core.log_seal()?;
+            (core.log.take_unsynced(), core.log.last_sequence())
+        };
+        let result = segments.iter().try_for_each(|no| self.disk.sync(FileId::Segment(*no)));
+        let mut core = self.lock();
+        match result {
+            Ok(()) => core.log.durable_upto = core.log.durable_upto.max(upto),
+            Err(_) => core.log.poisoned = true,
+        }
+        result
+    }
+
+    /// Writes a checkpoint if anything changed since the last: the next open has nothing to replay.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn checkpoint(&self) -> Result<()> {
+        let _turn = self.sync_turn();
+        let mut core = self.lock();
+        if core.read_only || !core.changed {
+            return Ok(());
+        }
+        core.checkpoint(After::MoreWork)
+    }
+
+    /// Waits for a running sync, so that nothing it covers is counted durable too early by another.
+    fn sync_turn(&self) -> MutexGuard<'_, SyncState> {
+        let mut state = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.running {
+            state = self.synced.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// What the store holds and did.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        let core = self.lock();
+        let (used, live) = core.space.usage();
+        let Counters { checkpoints, checkpoint_bytes, cleaned_segments, cleaner_bytes, client_bytes } =
+            core.counters;
+        Statistics {
+            segment_bytes: core.space.segment_bytes() * core.space.in_use(),
+            used_bytes: used * BLOCK as u64,
+            live_bytes: live * BLOCK as u64,
+            client_bytes,
+            log_bytes: core.log.written_bytes,
+            checkpoint_bytes,
+            cleaner_bytes,
+            checkpoints,
+            cleaned_segments,
+        }
+    }
+
+    /// Does a little of what can wait: drops versions of released snapshots, cleans, checkpoints. `true` where there is more.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn maintain(&self) -> Result<bool> {
+        if self.trim_step()? {
+            return Ok(true);
+        }
+        if self.checkpoint_if_due()? {
+            return Ok(true);
+        }
+        self.clean_step()
+    }
+
+    /// A checkpoint where one is due.
+    pub(crate) fn checkpoint_if_due(&self) -> Result<bool> {
+        let due = {
+            let core = self.lock();
+            !core.read_only && !core.log.poisoned && core.checkpoint_due()
+        };
+        if due {
+            let _turn = self.sync_turn();
+            self.lock().checkpoint(After::MoreWork)?;
+        }
+        Ok(due)
+    }
+
+    /// Makes the store ready for the next opener. What was acknowledged before is durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`]; nothing flushed before is lost.
+    pub fn close(&self) -> Result<()> {
+        let _turn = self.sync_turn();
+        let mut core = self.lock();
+        if core.read_only || (!core.changed && core.superblock.clean) {
+            return Ok(());
+        }
+        core.checkpoint(After::Closing)
+    }
+}
+
+/// The state in memory of a store whose superblock and segment table were read.
+fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space, options: Options) -> Core {
+    // Half for index pages; a third for chunks of tables, about 900 bytes each with their place in the map; the rest for
+    // object records and names.
+    let pages = options.cache_bytes / 2 / (BLOCK + 128);
+    let chunks = options.cache_bytes / 3 / 900;
+    let objects = options.cache_bytes / 6 / 600;
+    let log = Log::new(
+        Arc::clone(disk),
+        superblock.store,
+        superblock.epoch,
+        superblock.checkpoint_sequence,
+        &space,
+    );
+    Core {
+        disk: Arc::clone(disk),
+        env,
+        tree: Tree::open(Arc::clone(disk), superblock.root, pages),
+        log,
+        space,
+        chunks: Cache::new(chunks / 2),
+        objects: Cache::new(objects / 2),
+        names: Cache::new(objects / 2),
+        pools: std::collections::BTreeMap::new(),
+        next_inode: superblock.next_inode,
+        next_version: superblock.next_version,
+        next_pool: 1,
+        released: std::collections::BTreeSet::new(),
+        era: Arc::new(()),
+        retired: Vec::new(),
+        cleaned: std::collections::BTreeSet::new(),
+        changed: false,
+        read_only: false,
+        counters: Counters::default(),
+        superblock,
+    }
+}
+
+impl Core {
+    /// Writes the open batch out.
+    pub(crate) fn log_seal(&mut self) -> Result<()> {
+        self.log.seal(&mut self.space)
+    }
+
+    /// Fails where the store may not be written.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "the store is open for reading only")
+                .with("store", self.disk.describe()));
+        }
+        self.log.check()
+    }
+}

@@ -1,0 +1,318 @@
+//! The log: batches appended to segments by two heads. Layout: `docs/format/batch.md`.
+//!
+//! Invariants
+//! - At most one batch is open, so the order of records is the order of batch sequences over both heads.
+//! - A transaction's records and payload are in one batch.
+//! - A batch that was begun has its place in its segment: finishing it cannot run out of space.
+//! - After a failed write or sync nothing more is written: what reached the disk is unknown until recovery.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_core::denc::Encoder;
+use ferry_core::{Env, Error, ErrorKind, Result};
+
+use crate::address::Address;
+use crate::disk::{Disk, FileId, SegmentNo};
+use crate::format::{BATCH_FIXED_BYTES, BatchHeader, SegmentHeader};
+use crate::limits::{BATCH_HEADER_BLOCKS_MAX, BATCH_PAYLOAD_BLOCKS, BLOCK};
+use crate::record::Record;
+use crate::space::{Head, Purpose, Space, State};
+
+/// A batch that grows in memory.
+#[derive(Debug)]
+struct OpenBatch {
+    head: Head,
+    segment: SegmentNo,
+    /// First block of the header.
+    start: u32,
+    header_blocks: u32,
+    records: Encoder,
+    record_bytes: usize,
+    /// `(first block, bytes)` of the payload so far.
+    payload: Vec<(u32, Bytes)>,
+    payload_blocks: u32,
+}
+
+/// Where the next transaction will lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Its first payload block.
+    pub(crate) payload: Address,
+    /// Block of the segment behind its last.
+    pub(crate) end: u32,
+}
+
+impl Room {
+    /// The segment it will lie in.
+    pub(crate) fn segment(&self) -> SegmentNo {
+        self.payload.segment()
+    }
+}
+
+/// The log of a store.
+#[derive(Debug)]
+pub(crate) struct Log {
+    disk: Arc<dyn Disk>,
+    store: [u8; 16],
+    /// Epoch of the batches written.
+    pub(crate) epoch: u64,
+    /// Sequence of the next batch.
+    pub(crate) next_sequence: u64,
+    /// Last batch known durable.
+    pub(crate) durable_upto: u64,
+    open: Option<OpenBatch>,
+    heads: [Option<SegmentNo>; 2],
+    unsynced: BTreeSet<SegmentNo>,
+    /// Set by the first failed write or sync.
+    pub(crate) poisoned: bool,
+    /// Bytes appended since the last checkpoint.
+    pub(crate) tail_bytes: u64,
+    /// Bytes appended since open.
+    pub(crate) written_bytes: u64,
+}
+
+impl Log {
+    /// The log of `store`, whose last batch had the sequence `sequence`. Heads are taken from the open segments of `space`.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        store: [u8; 16],
+        epoch: u64,
+        sequence: u64,
+        space: &Space,
+    ) -> Self {
+        let mut heads = [None; 2];
+        for (no, segment) in space.iter() {
+            if let State::Open(head) = segment.state {
+                heads[head as usize] = Some(no);
+            }
+        }
+        Self {
+            disk,
+            store,
+            epoch,
+            next_sequence: sequence + 1,
+            durable_upto: sequence,
+            open: None,
+            heads,
+            unsynced: BTreeSet::new(),
+            poisoned: false,
+            tail_bytes: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// Fails if an earlier failure made the log unusable.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.poisoned {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "an earlier write to the store failed; open it again to recover",
+            )
+            .with("store", self.disk.describe()));
+        }
+        Ok(())
+    }
+
+    /// Appends a transaction. Its payload lies in consecutive blocks from the address returned.
+    ///
+    /// # Errors
+    /// `NoSpace` (28) with nothing appended; `Poisoned`; `Invalid` where it is larger than a segment.
+    pub(crate) fn append(
+        &mut self,
+        space: &mut Space,
+        env: &Env,
+        (head, purpose): (Head, Purpose),
+        records: &[Record],
+        payload: Vec<Bytes>,
+    ) -> Result<Address> {
+        self.check()?;
+        let mut encoded = Encoder::new();
+        records.iter().for_each(|r| r.encode(&mut encoded));
+        let encoded = encoded.finish();
+        let blocks: usize = payload.iter().map(|p| p.len() / BLOCK).sum();
+        let blocks =
+            u32::try_from(blocks).map_err(|_| Error::invalid("a transaction is larger than a segment"))?;
+        self.reserve(space, env, (head, purpose), encoded.len(), blocks)?;
+        let batch = self.open.as_mut().expect("a batch was just reserved");
+        let first = batch.start + batch.header_blocks + batch.payload_blocks;
+        batch.records.raw(&encoded);
+        batch.record_bytes += encoded.len();
+        let mut at = first;
+        for part in payload {
+            assert!(part.len().is_multiple_of(BLOCK), "payload is whole blocks");
+            let n = u32::try_from(part.len() / BLOCK).expect("bounded above");
+            batch.payload.push((at, part));
+            at += n;
+        }
+        batch.payload_blocks += blocks;
+        let address = Address::new(batch.segment, first.min(space.segment_blocks() - 1));
+        if batch.payload_blocks >= BATCH_PAYLOAD_BLOCKS {
+            self.seal(space)?;
+        }
+        Ok(address)
+    }
+
+    /// Makes room for a transaction of the main head and says where its payload will lie, if it is the next one appended.
+    pub(crate) fn make_room(
+        &mut self,
+        space: &mut Space,
+        env: &Env,
+        record_bytes: usize,
+        payload_blocks: usize,
+    ) -> Result<Room> {
+        let blocks = u32::try_from(payload_blocks).map_err(|_| Error::invalid("larger than a segment"))?;
+        self.reserve(space, env, (Head::Main, Purpose::Reclaim), record_bytes, blocks)?;
+        let batch = self.open.as_ref().expect("a batch was just reserved");
+        let first = batch.start + batch.header_blocks + batch.payload_blocks;
+        Ok(Room { payload: Address::new(batch.segment, first), end: first + blocks })
+    }
+
+    /// Makes sure the open batch has room for a transaction: goes on with it, or begins another.
+    fn reserve(
+        &mut self,
+        space: &mut Space,
+        env: &Env,
+        (head, purpose): (Head, Purpose),
+        record_bytes: usize,
+        payload_blocks: u32,
+    ) -> Result<()> {
+        if let Some(batch) = &self.open {
+            let room = batch.header_blocks as usize * BLOCK - BATCH_FIXED_BYTES - batch.record_bytes;
+            let end = batch.start + batch.header_blocks + batch.payload_blocks + payload_blocks;
+            if batch.head == head && record_bytes <= room && end <= space.segment_blocks() {
+                return Ok(());
+            }
+        }
+        let header_blocks = BatchHeader::blocks_for(record_bytes);
+        let total = header_blocks + payload_blocks;
+        if header_blocks > BATCH_HEADER_BLOCKS_MAX || total > space.segment_blocks() - 1 {
+            return Err(Error::invalid("a transaction is larger than a segment").with("blocks", total));
+        }
+        let segment = match self.heads[head as usize] {
+            Some(no) if self.end_of(space, no) + total <= space.segment_blocks() => no,
+            _ => {
+                // Nothing is sealed before the new segment is there: running out of space changes nothing.
+                let fresh = self.open_segment(space, env, head, purpose)?;
+                self.seal(space)?;
+                if let Some(old) = self.heads[head as usize].replace(fresh) {
+                    space.entry(old).state = State::Sealed;
+                }
+                fresh
+            }
+        };
+        self.seal(space)?;
+        let start = space.get(segment).map_or(1, |s| s.used);
+        self.open = Some(OpenBatch {
+            head,
+            segment,
+            start,
+            header_blocks,
+            records: Encoder::new(),
+            record_bytes: 0,
+            payload: Vec::new(),
+            payload_blocks: 0,
+        });
+        Ok(())
+    }
+
+    /// First block of `no` behind what is written and what the open batch will take.
+    fn end_of(&self, space: &Space, no: SegmentNo) -> u32 {
+        match &self.open {
+            Some(b) if b.segment == no => b.start + b.header_blocks + b.payload_blocks,
+            _ => space.get(no).map_or(u32::MAX / 2, |s| s.used),
+        }
+    }
+
+    fn open_segment(
+        &mut self,
+        space: &mut Space,
+        env: &Env,
+        head: Head,
+        purpose: Purpose,
+    ) -> Result<SegmentNo> {
+        let life = env.rng.next_u64();
+        let no = space.open(&*self.disk, head, purpose, life)?;
+        let header = SegmentHeader {
+            store: self.store,
+            segment: no,
+            blocks: space.segment_blocks(),
+            life,
+            epoch: self.epoch,
+        };
+        self.unsynced.insert(no);
+        self.write(no, 0, &[Bytes::from(header.encode())])?;
+        Ok(no)
+    }
+
+    fn write(&mut self, segment: SegmentNo, block: u32, parts: &[Bytes]) -> Result<()> {
+        let result = self.disk.write(FileId::Segment(segment), u64::from(block) * BLOCK as u64, parts);
+        if result.is_err() {
+            self.poisoned = true;
+        }
+        let bytes: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        self.tail_bytes += bytes;
+        self.written_bytes += bytes;
+        result
+    }
+
+    /// Writes the open batch out, if there is one.
+    pub(crate) fn seal(&mut self, space: &mut Space) -> Result<()> {
+        self.check()?;
+        let Some(batch) = self.open.take() else { return Ok(()) };
+        let life = space.get(batch.segment).map_or(0, |s| s.life);
+        let header = BatchHeader {
+            address: Address::new(batch.segment, batch.start),
+            header_blocks: batch.header_blocks,
+            payload_blocks: batch.payload_blocks,
+            life,
+            epoch: self.epoch,
+            sequence: self.next_sequence,
+            durable_upto: self.durable_upto,
+            records: batch.records.finish().to_vec(),
+        };
+        self.next_sequence += 1;
+        let entry = space.entry(batch.segment);
+        entry.used = batch.start + header.total_blocks();
+        entry.last_sequence = header.sequence;
+        let mut parts = vec![Bytes::from(header.encode())];
+        parts.extend(batch.payload.into_iter().map(|(_, bytes)| bytes));
+        self.unsynced.insert(batch.segment);
+        self.write(batch.segment, batch.start, &parts)
+    }
+
+    /// The block at `address` where it is still in memory.
+    pub(crate) fn pending(&self, address: Address) -> Option<Bytes> {
+        let batch = self.open.as_ref().filter(|b| b.segment == address.segment())?;
+        let i = batch.payload.partition_point(|(first, _)| *first <= address.block()).checked_sub(1)?;
+        let (first, bytes) = &batch.payload[i];
+        let from = (address.block() - first) as usize * BLOCK;
+        (from < bytes.len()).then(|| bytes.slice(from..from + BLOCK))
+    }
+
+    /// Last batch that was written out.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// Whether the main head's segment has a batch's worth of room left, so that no new one is needed soon.
+    pub(crate) fn has_room(&self, space: &Space) -> bool {
+        self.heads[Head::Main as usize]
+            .is_some_and(|no| self.end_of(space, no) + 2 * BATCH_PAYLOAD_BLOCKS < space.segment_blocks())
+    }
+
+    /// Takes the segments a sync must cover.
+    pub(crate) fn take_unsynced(&mut self) -> BTreeSet<SegmentNo> {
+        std::mem::take(&mut self.unsynced)
+    }
+
+    /// Leaves the heads behind: the next batch begins a new segment. After recovery, whose tail may be torn.
+    pub(crate) fn abandon_heads(&mut self, space: &mut Space) {
+        for head in &mut self.heads {
+            if let Some(no) = head.take() {
+                space.entry(no).state = State::Sealed;
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Reading data: what to fetch is decided under the lock, the fetching is done outside it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_core::checksum::crc32c;
+use ferry_core::limits::BLOCK_SIZE;
+use ferry_core::{Error, Result, SparseData};
+
+use crate::address::{Address, Block};
+use crate::core::Core;
+use crate::disk::{Disk, FileId};
+use crate::index::{pieces, split};
+use crate::limits::BLOCK;
+use crate::record::HEAD;
+
+/// Blocks that lie together on disk.
+#[derive(Debug)]
+struct Run {
+    first: Address,
+    crcs: Vec<u32>,
+    /// Where they go in the buffer.
+    at: usize,
+}
+
+/// What a read must fetch.
+#[derive(Debug)]
+pub(crate) struct ReadJob {
+    /// Byte of the object the buffer begins at, and its length.
+    start: u64,
+    length: usize,
+    runs: Vec<Run>,
+    in_memory: Vec<(usize, Bytes)>,
+    /// `(offset, end)` of the extents, in bytes of the object.
+    extents: Vec<(u64, u64)>,
+    /// Keeps segments from being used again meanwhile.
+    _era: Arc<()>,
+}
+
+impl Core {
+    /// Plans reading `[offset, offset + length)` of a version of `size` bytes.
+    pub(crate) fn plan_read(
+        &mut self,
+        (inode, version, size): (u64, u64, u64),
+        offset: u64,
+        length: u64,
+    ) -> Result<ReadJob> {
+        let end = offset.saturating_add(length).min(size);
+        let first = u32::try_from(offset.min(size) / BLOCK_SIZE).expect("objects are bounded");
+        let last = u32::try_from(end.div_ceil(BLOCK_SIZE)).expect("objects are bounded").max(first);
+        let mut job = ReadJob {
+            start: u64::from(first) * BLOCK_SIZE,
+            length: (last - first) as usize * BLOCK,
+            runs: Vec::new(),
+            in_memory: Vec::new(),
+            extents: Vec::new(),
+            _era: Arc::clone(&self.era),
+        };
+        if end <= offset {
+            return Ok(job);
+        }
+        for (chunk, block, from, n) in pieces(first, last - first) {
+            if version == HEAD {
+                let entry = self.chunk((inode, HEAD, chunk))?;
+                if entry.value.is_empty() {
+                    continue;
+                }
+                let blocks: Vec<Block> = (from..from + n).map(|i| entry.value.get(i)).collect();
+                for (i, found) in (0..).zip(blocks) {
+                    self.add_block(&mut job, block + i, found, (offset, end));
+                }
+            } else {
+                for i in 0..n {
+                    let at = block + u32::try_from(i).expect("a chunk is small");
+                    debug_assert_eq!(split(at).0, chunk);
+                    let found = self.resolve(inode, version, at)?.0;
+                    self.add_block(&mut job, at, found, (offset, end));
+                }
+            }
+        }
+        Ok(job)
+    }
+
+    fn add_block(&self, job: &mut ReadJob, block: u32, found: Block, (from, end): (u64, u64)) {
+        let Block::Data(address, crc) = found else { return };
+        let offset = u64::from(block) * BLOCK_SIZE;
+        let (low, high) = (offset.max(from), (offset + BLOCK_SIZE).min(end));
+        match job.extents.last_mut() {
+            Some(last) if last.1 == low => last.1 = high,
+            _ => job.extents.push((low, high)),
+        }
+        let at = usize::try_from(offset - job.start).expect("a read fits memory");
+        if let Some(bytes) = self.log.pending(address) {
+            job.in_memory.push((at, bytes));
+            return;
+        }
+        if let Some(run) = job.runs.last_mut()
+            && run.at + run.crcs.len() * BLOCK == at
+            && run.first.segment() == address.segment()
+            && run.first.block() as usize + run.crcs.len() == address.block() as usize
+        {
+            run.crcs.push(crc);
+            return;
+        }
+        job.runs.push(Run { first: address, crcs: vec![crc], at });
+    }
+
+    /// The bytes of one block.
+    ///
+    /// # Errors
+    /// `Corrupt` where they do not match their CRC.
+    pub(crate) fn block_bytes_at(&self, address: Address, crc: u32) -> Result<Vec<u8>> {
+        if let Some(bytes) = self.log.pending(address) {
+            return Ok(bytes.to_vec());
+        }
+        let mut bytes = vec![0; BLOCK];
+        read_run(&*self.disk, address, &[crc], &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl ReadJob {
+    /// Fetches and verifies.
+    ///
+    /// # Errors
+    /// `Corrupt` where bytes do not match their CRC: never wrong data.
+    pub(crate) fn run(self, disk: &dyn Disk) -> Result<SparseData> {
+        if self.extents.is_empty() {
+            return Ok(SparseData::default());
+        }
+        if self.runs.len() > 1 {
+            let ranges: Vec<(FileId, u64, u64)> = self
+                .runs
+                .iter()
+                .map(|r| {
+                    (FileId::Segment(r.first.segment()), byte_of(r.first), (r.crcs.len() * BLOCK) as u64)
+                })
+                .collect();
+            disk.will_read(&ranges);
+        }
+        let mut buffer = vec![0; self.length];
+        for run in &self.runs {
+            let bytes = &mut buffer[run.at..run.at + run.crcs.len() * BLOCK];
+            read_run(disk, run.first, &run.crcs, bytes)?;
+        }
+        for (at, bytes) in &self.in_memory {
+            buffer[*at..*at + BLOCK].copy_from_slice(bytes);
+        }
+        let buffer = Bytes::from(buffer);
+        let place = |offset: u64| usize::try_from(offset - self.start).expect("a read fits memory");
+        let extents = self.extents.iter().map(|(a, b)| (*a, buffer.slice(place(*a)..place(*b)))).collect();
+        Ok(SparseData { extents })
+    }
+}
+
+/// Byte of its file a block begins at.
+pub(crate) fn byte_of(address: Address) -> u64 {
+    Core::block_bytes(address.block())
+}
+
+/// Reads blocks that lie together and verifies each.
+pub(crate) fn read_run(disk: &dyn Disk, first: Address, crcs: &[u32], bytes: &mut [u8]) -> Result<()> {
+    disk.read(FileId::Segment(first.segment()), byte_of(first), bytes)?;
+    for (i, (block, crc)) in bytes.chunks_exact(BLOCK).zip(crcs).enumerate() {
+        if crc32c(block) != *crc {
+            let at = first.plus(u32::try_from(i).expect("a run is inside a segment"));
+            return Err(Error::corrupt("stored bytes do not match their checksum").with("address", at));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The engine from outside: the contract, crashes, corruption, space.
+
+mod contract;
