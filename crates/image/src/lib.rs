@@ -36,6 +36,8 @@ pub mod snapshot;
 pub mod status;
 pub mod sparsify;
 pub mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transfer;
 #[cfg(test)]
 mod testing;

@@ -1,3 +1,3 @@
-//! What this room does as others see it: against bytes that stock `rbd` wrote.
+//! The one integration binary of this crate.
 
-mod golden;
+mod model;
