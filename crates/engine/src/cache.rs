@@ -63,11 +63,6 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         self.young.iter_mut().chain(self.old.iter_mut())
     }
 
-    /// How many entries there are.
-    pub(crate) fn len(&self) -> usize {
-        self.young.len() + self.old.len()
-    }
-
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.young.clear();

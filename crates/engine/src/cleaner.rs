@@ -30,6 +30,13 @@ const STEP_BLOCKS: usize = 256;
 /// Share of free segments (hundredths of those in use) below which the cleaner works.
 const LOW_WATER_PERCENT: u64 = 12;
 
+/// Share of dead blocks (hundredths of those used) above which the cleaner works though there is room. Above what a store
+/// kept 70 % live can have, so that such a one is cleaned only for need.
+const DEAD_PERCENT: u64 = 40;
+
+/// Dead segments' worth that is not worth cleaning for.
+const DEAD_SEGMENTS: u64 = 4;
+
 /// A live block of a victim: everyone who points at it, and the CRC.
 type Live = (Vec<BlockRef>, Address, u32);
 
@@ -47,10 +54,29 @@ impl Engine {
             }
             core.victim()
         };
-        match victim {
-            Some(no) => self.clean_segment(no),
-            None => self.free_emptied(),
+        if self.free_emptied()? {
+            return Ok(true);
         }
+        match victim {
+            Some(no) => self.clean_segment(no).map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Empties the segment whose cleaning pays best, needed or not. `false` where none would pay.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn clean_one(&self) -> Result<bool> {
+        self.free_emptied()?;
+        let victim = {
+            let core = self.lock();
+            core.check_writable()?;
+            core.victim()
+        };
+        let Some(no) = victim else { return Ok(false) };
+        while self.clean_segment(no)? {}
+        Ok(true)
     }
 
     /// Frees at least `wanted` segments beyond the reserve if that is possible at all.
@@ -106,10 +132,14 @@ impl Engine {
 }
 
 impl Core {
+    /// Whether segments should be emptied: free ones run low, or too much of what is used is dead.
     fn wants_cleaning(&self) -> Result<bool> {
         let in_use = self.space.in_use();
         let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
-        Ok(self.space.has_empty() && free < in_use || free * 100 < in_use * LOW_WATER_PERCENT)
+        let (used, live) = self.space.usage();
+        let dead = used.saturating_sub(live);
+        let much = dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
+        Ok(much || free * 100 < in_use * LOW_WATER_PERCENT)
     }
 
     /// The segment whose cleaning pays best: free space gained, weighed by age, per block to move.

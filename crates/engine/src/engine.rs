@@ -148,6 +148,10 @@ impl Engine {
         core.space.set_files(&files);
         core.settle_tree()?;
         core.superblock.opens += 1;
+        if damaged && !read_only {
+            core.superblock.generation += 1;
+            write_superblock(&*disk, &core.superblock)?;
+        }
         let unclean = recovery.batches > 0 || recovery.dropped_bytes > 0;
         if unclean {
             core.superblock.opens += 1;

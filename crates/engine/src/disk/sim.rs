@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ferry_core::testing::TestRng;
-use ferry_core::{Error, ErrorKind, Result};
+use ferry_core::{Error, ErrorKind, Result, Rng};
 
 use super::{Disk, FileId, SegmentNo};
 
@@ -21,8 +21,28 @@ struct SimFile {
     pending: BTreeMap<usize, Vec<[u8; SECTOR]>>,
 }
 
+/// What an operation of the disk was for, as far as the disk can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A segment's file or its header block.
+    OpenSegment,
+    /// The superblock.
+    Superblock,
+    /// Anything else.
+    Other,
+}
+
+/// Images of crashes to be taken while operations go on.
+#[derive(Debug)]
+struct Camera {
+    every: u64,
+    rng: TestRng,
+    taken: Vec<(Operation, SimDisk)>,
+}
+
 #[derive(Debug)]
 struct State {
+    camera: Option<Camera>,
     files: BTreeMap<FileId, SimFile>,
     /// Writes and syncs so far.
     operations: u64,
@@ -49,6 +69,7 @@ impl SimDisk {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let state = State {
+            camera: None,
             files: BTreeMap::new(),
             operations: 0,
             stop_at: None,
@@ -147,6 +168,36 @@ impl SimDisk {
         next
     }
 
+    /// From now on, before about one in `every` operations (and twice as often before syncs), takes an image of what a
+    /// crash there would leave.
+    pub fn take_images(&self, every: u64, seed: u64) {
+        self.state().camera = Some(Camera { every, rng: TestRng::new(seed), taken: Vec::new() });
+    }
+
+    /// The images taken since [`SimDisk::take_images`].
+    #[must_use]
+    pub fn taken_images(&self) -> Vec<(Operation, Self)> {
+        self.state().camera.take().map_or_else(Vec::new, |c| c.taken)
+    }
+
+    /// Called before each operation: perhaps takes an image.
+    fn photograph(&self, operation: Operation, sync: bool) {
+        let subset = {
+            let state = self.state();
+            let Some(camera) = &state.camera else { return };
+            let common = !sync && operation == Operation::Other;
+            let wanted = camera.rng.one_in(if common { camera.every } else { camera.every.div_ceil(2) });
+            if !wanted {
+                return;
+            }
+            camera.rng.next_u64()
+        };
+        let image = self.crash(subset);
+        if let Some(camera) = &mut self.state().camera {
+            camera.taken.push((operation, image));
+        }
+    }
+
     /// A copy of the disk as it reads now.
     #[must_use]
     pub fn copy(&self) -> Self {
@@ -203,6 +254,7 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, file: FileId, length: u64) -> Result<()> {
+        self.photograph(Operation::OpenSegment, false);
         let mut state = self.state();
         state.step()?;
         if let (Some(capacity), FileId::Segment(_)) = (state.capacity, file) {
@@ -223,6 +275,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, file: FileId) -> Result<()> {
+        self.photograph(Operation::Other, false);
         let mut state = self.state();
         state.step()?;
         state.files.remove(&file);
@@ -248,6 +301,12 @@ impl Disk for SimDisk {
     fn will_read(&self, _ranges: &[(FileId, u64, u64)]) {}
 
     fn write(&self, file: FileId, offset: u64, parts: &[Bytes]) -> Result<()> {
+        let operation = match (file, offset) {
+            (FileId::Superblock, _) => Operation::Superblock,
+            (FileId::Segment(_), 0) => Operation::OpenSegment,
+            (FileId::Segment(_), _) => Operation::Other,
+        };
+        self.photograph(operation, false);
         let mut state = self.state();
         state.step()?;
         let mut at = index(offset);
@@ -268,6 +327,8 @@ impl Disk for SimDisk {
     }
 
     fn sync(&self, file: FileId) -> Result<()> {
+        let superblock = matches!(file, FileId::Superblock);
+        self.photograph(if superblock { Operation::Superblock } else { Operation::Other }, true);
         let mut state = self.state();
         let now = state.operations;
         state.syncs.push(now);

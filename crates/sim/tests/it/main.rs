@@ -1,0 +1,3 @@
+//! The system under seeds.
+
+mod crash;
