@@ -36,11 +36,11 @@ pub mod snapshot;
 pub mod status;
 pub mod sparsify;
 pub mod stream;
+#[cfg(test)]
+mod test_world;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transfer;
-#[cfg(test)]
-mod testing;
 pub mod trash;
 pub mod usage;
 pub mod zeroes;

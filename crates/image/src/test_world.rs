@@ -1,0 +1,242 @@
+//! What the tests of this room share: a pool in memory, and a store that dies after a number of changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
+use ferry_core::store::ObjectCursor;
+use ferry_core::testing::{MemStore, test_env};
+use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
+use ferry_core::{
+    Capabilities, ClientId, Env, Error, ErrorKind, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId,
+    PoolInfo, PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
+};
+use futures_executor::block_on;
+
+use crate::pool::Pool;
+
+/// A store in memory with two pools, `p` and `q`.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) store: Arc<MemStore>,
+    pub(crate) env: Env,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let env = test_env(7);
+        let store = MemStore::new(&env);
+        for name in ["p", "q"] {
+            store.create_pool(name).wait().unwrap();
+        }
+        Self { store, env }
+    }
+
+    /// A pool's default namespace, as the first client sees it.
+    pub(crate) fn pool(&self, name: &str) -> Pool {
+        self.pool_of(Arc::clone(&self.store) as Arc<dyn Store>, name)
+    }
+
+    /// A pool as a client sees it that nobody has seen before.
+    pub(crate) fn fresh_pool(&self, name: &str) -> Pool {
+        self.pool_of(self.store.another_client(), name)
+    }
+
+    pub(crate) fn pool_of(&self, store: Arc<dyn Store>, name: &str) -> Pool {
+        block_on(Pool::open(store, self.env.clone(), name, &Namespace::default())).unwrap()
+    }
+
+    /// Makes a pool read-only.
+    pub(crate) fn freeze(&self, pool: &Pool) -> Pool {
+        self.store.set_pool_flags(pool.id(), PoolFlags { read_only: true }).wait().unwrap();
+        self.pool(&pool.info.name)
+    }
+
+    /// Every object of a pool with its omap and data, to compare two states.
+    pub(crate) fn dump(&self, pool: &Pool) -> Vec<String> {
+        let page = self.store.list_objects(pool.id(), None, None, 4096).wait().unwrap();
+        page.objects
+            .iter()
+            .map(|(namespace, name)| {
+                let object = ObjectId::new(pool.id(), namespace, name);
+                let mut op = ReadOp::omap_page("", "");
+                op.data = Some((0, 1 << 16));
+                op.xattrs = true;
+                format!("{object} {:?}", self.store.read(&object, SnapId::HEAD, op).wait().unwrap())
+            })
+            .collect()
+    }
+
+    /// Names of all objects of a pool.
+    pub(crate) fn object_names(&self, pool: &Pool) -> Vec<String> {
+        let page = self.store.list_objects(pool.id(), None, None, 4096).wait().unwrap();
+        page.objects.iter().map(|(_, name)| name.to_string()).collect()
+    }
+}
+
+/// A client whose connection breaks after a number of changes: that change and all later requests fail.
+#[derive(Debug)]
+pub(crate) struct DyingStore {
+    inner: Arc<dyn Store>,
+    changes_left: AtomicI64,
+}
+
+impl DyingStore {
+    pub(crate) fn new(inner: Arc<dyn Store>, changes: i64) -> Arc<Self> {
+        Arc::new(Self { inner, changes_left: AtomicI64::new(changes) })
+    }
+
+    /// Whether it broke.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.changes_left.load(Ordering::Relaxed) < 0
+    }
+
+    fn read_through<T>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+        if self.is_dead() {
+            return Reply::ready(Err(Error::new(ErrorKind::Unavailable, "the store is gone")));
+        }
+        request()
+    }
+
+    fn change<T>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+        self.changes_left.fetch_sub(1, Ordering::Relaxed);
+        self.read_through(request)
+    }
+}
+
+impl Store for DyingStore {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn client(&self) -> ClientId {
+        self.inner.client()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn identity(&self) -> [u8; 16] {
+        self.inner.identity()
+    }
+
+    fn pools(&self) -> Reply<Vec<PoolInfo>> {
+        self.read_through(|| self.inner.pools())
+    }
+
+    fn create_pool(&self, name: &str) -> Reply<PoolId> {
+        self.change(|| self.inner.create_pool(name))
+    }
+
+    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
+        self.change(|| self.inner.remove_pool(pool))
+    }
+
+    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
+        self.change(|| self.inner.set_pool_flags(pool, flags))
+    }
+
+    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
+        self.read_through(|| self.inner.pool_stats(pool))
+    }
+
+    fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
+        self.change(|| self.inner.write(object, op))
+    }
+
+    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
+        self.read_through(|| self.inner.read(object, at, op))
+    }
+
+    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
+        self.read_through(|| self.inner.list_snaps(object))
+    }
+
+    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
+        self.change(|| self.inner.allocate_snap(pool))
+    }
+
+    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
+        self.change(|| self.inner.release_snap(pool, snap))
+    }
+
+    fn list_objects(
+        &self,
+        pool: PoolId,
+        namespace: Option<&Namespace>,
+        after: Option<ObjectCursor>,
+        max: usize,
+    ) -> Reply<ObjectPage> {
+        self.read_through(|| self.inner.list_objects(pool, namespace, after, max))
+    }
+
+    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
+        self.read_through(|| self.inner.watch(object))
+    }
+
+    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
+        self.read_through(|| self.inner.notify(object, payload, timeout))
+    }
+
+    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
+        self.read_through(|| self.inner.list_watchers(object))
+    }
+
+    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
+        self.change(|| self.inner.lock(object, request))
+    }
+
+    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
+        self.change(|| self.inner.unlock(object, request))
+    }
+
+    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
+        self.change(|| self.inner.break_lock(object, request, locker))
+    }
+
+    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
+        self.read_through(|| self.inner.lock_info(object, name))
+    }
+
+    fn flush(&self) -> Reply<()> {
+        self.read_through(|| self.inner.flush())
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}
+
+/// Runs `act` in a new world, after `set_up`, with a client that dies after 0, 1, 2, … changes, until it lives to the end.
+/// After each death, `act` runs again with a healthy client and must succeed where `again` says so; then `check` looks at
+/// the world.
+pub(crate) fn die_everywhere(
+    set_up: impl Fn(&World),
+    act: impl AsyncFn(&World, &Pool) -> Result<()>,
+    again: impl Fn(Result<()>),
+    check: impl Fn(&World, &Pool),
+) {
+    for changes in 0.. {
+        assert!(changes < 1000, "an operation of a thousand changes");
+        let world = World::new();
+        set_up(&world);
+        let store = DyingStore::new(world.store.another_client(), changes);
+        let dying = world.pool_of(Arc::clone(&store) as Arc<dyn Store>, "p");
+        let first = block_on(act(&world, &dying));
+        let healthy = world.fresh_pool("p");
+        if store.is_dead() {
+            assert!(first.is_err(), "a dead store reports success after {changes} changes");
+            again(block_on(act(&world, &healthy)));
+        } else {
+            first.unwrap();
+        }
+        check(&world, &healthy);
+        if !store.is_dead() {
+            assert!(changes > 0, "an operation that changes nothing");
+            return;
+        }
+    }
+}
