@@ -1,0 +1,24 @@
+//! What can be asked of ferry and what comes back: typed, serialisable, without a word of the command line in it.
+//!
+//! A command is parsed once into a [`Request`]. Its files never appear in it: whoever parses opens them and hands them over
+//! as [`Streams`], so that a command can be executed by another process with the same meaning. What happens meanwhile
+//! is told through [`Events`]; the end is a [`Response`] or a [`Failure`].
+
+mod command;
+mod events;
+mod failure;
+mod response;
+
+pub use command::{
+    BenchPattern, BenchType, CloneCommand, Command, ConfigAction, ConfigLevel, Detail, ExportFormat,
+    FeatureChange, ImageBy, ImageCommand, ImageRef, LayoutOptions, LockCommand, MetaCommand,
+    NamespaceCommand, ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy, SnapCommand, SnapScope,
+    TransferCommand, TrashCommand, TrashScope, UsageCommand,
+};
+pub use events::{Events, Outcome, Progress, Streams};
+pub use failure::{Done, Failure};
+pub use response::{
+    BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ImageInfo, ImageStatus, ListedImage,
+    ListedSnap, LockHolder, LockList, Migration, ParentInfo, PoolListing, PoolState, PoolStatistics,
+    Response, Setting, SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
+};

@@ -1,0 +1,176 @@
+//! Files with holes: read without touching the holes, written so that they stay holes.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileTypeExt;
+
+use bytes::Bytes;
+use ferry_core::{Error, Result};
+use ferry_image::transfer::export::RawTarget;
+use ferry_image::transfer::import::{RawExtent, RawSource, ReadSource};
+use rustix::fs::{OFlags, SeekFrom as Seeking, fcntl_getfl, seek};
+use rustix::io::Errno;
+
+/// Bytes read at once: an object of the default size.
+const PIECE: u64 = 4 << 20;
+
+/// Opens a raw image for reading: by its holes where the file can tell them, else from its start to its end.
+///
+/// # Errors
+/// Those of the operating system.
+pub(super) fn raw_source(file: File) -> Result<Box<dyn RawSource + Send>> {
+    let cannot = |e| Error::io("cannot read the file to import", e);
+    let metadata = file.metadata().map_err(cannot)?;
+    if metadata.is_file() {
+        let mut file = file;
+        let at = file.stream_position().map_err(cannot)?;
+        if at == 0 {
+            return Ok(Box::new(HoleySource { file, size: metadata.len(), at: 0, data_end: 0 }));
+        }
+        let left = metadata.len().saturating_sub(at);
+        return Ok(Box::new(ReadSource::new(file, Some(left))));
+    }
+    if metadata.file_type().is_block_device() {
+        let mut file = file;
+        let size = file.seek(SeekFrom::End(0)).map_err(cannot)?;
+        file.seek(SeekFrom::Start(0)).map_err(cannot)?;
+        return Ok(Box::new(ReadSource::new(file, Some(size))));
+    }
+    Ok(Box::new(ReadSource::new(file, None)))
+}
+
+/// A regular file that knows its holes.
+#[derive(Debug)]
+struct HoleySource {
+    file: File,
+    size: u64,
+    at: u64,
+    /// Up to here the file holds data; what follows must be asked for.
+    data_end: u64,
+}
+
+impl HoleySource {
+    /// Where the next data begins, at or behind `at`; the end of the file where there is none.
+    fn next_data(&self) -> Result<u64> {
+        match seek(&self.file, Seeking::Data(self.at)) {
+            Ok(at) => Ok(at.min(self.size)),
+            Err(Errno::NXIO) => Ok(self.size),
+            // The file system does not know: all is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.at),
+            Err(e) => Err(Error::io("cannot look for data in the file", e.into())),
+        }
+    }
+
+    /// Where the data that begins at `at` ends.
+    fn end_of_data(&self) -> Result<u64> {
+        match seek(&self.file, Seeking::Hole(self.at)) {
+            Ok(at) => Ok(at.clamp(self.at, self.size)),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.size),
+            Err(e) => Err(Error::io("cannot look for holes in the file", e.into())),
+        }
+    }
+}
+
+impl RawSource for HoleySource {
+    fn size(&self) -> Option<u64> {
+        Some(self.size)
+    }
+
+    fn next_extent(&mut self) -> Result<Option<RawExtent>> {
+        if self.at >= self.size {
+            return Ok(None);
+        }
+        let offset = self.at;
+        if offset >= self.data_end {
+            let data = self.next_data()?;
+            if data > offset {
+                self.at = data;
+                return Ok(Some(RawExtent::Hole { offset, length: data - offset }));
+            }
+            self.data_end = self.end_of_data()?;
+        }
+        let length = PIECE.min(self.data_end - offset);
+        let mut data = vec![0; usize::try_from(length).expect("a piece fits memory")];
+        let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut data));
+        read.map_err(|e| {
+            let short = e.kind() == ErrorKind::UnexpectedEof;
+            let clause = if short {
+                "the file became shorter while it was read"
+            } else {
+                "cannot read the file to import"
+            };
+            Error::io(clause, e).with("offset", offset)
+        })?;
+        self.at += length;
+        Ok(Some(RawExtent::Data { offset, data: Bytes::from(data) }))
+    }
+}
+
+/// A raw image being written to a file or a pipe.
+#[derive(Debug)]
+pub(super) struct FileTarget {
+    file: File,
+    /// Whether zeros are skipped over instead of written.
+    sparse: bool,
+    at: u64,
+}
+
+impl FileTarget {
+    /// Writes to `file`: with holes where it is an empty regular file that is not appended to.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(super) fn new(file: File) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io("cannot write the exported image", e))?;
+        let appends = fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
+        Ok(Self { sparse: metadata.is_file() && metadata.len() == 0 && !appends, file, at: 0 })
+    }
+
+    /// Ends the file: its last hole counts, and all of it is durable.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(super) fn finish(self) -> Result<()> {
+        if !self.sparse {
+            return Ok(());
+        }
+        let ended = self.file.set_len(self.at).and_then(|()| self.file.sync_all());
+        ended.map_err(|e| Error::io("cannot finish the exported file", e))
+    }
+}
+
+impl RawTarget for FileTarget {
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("cannot write the exported image", e))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn hole(&mut self, length: u64) -> Result<()> {
+        if self.sparse {
+            self.at += length;
+            let moved = self.file.seek(SeekFrom::Start(self.at));
+            return moved.map(drop).map_err(|e| Error::io("cannot write the exported image", e));
+        }
+        let block = [0; 65536];
+        let mut left = length;
+        while left > 0 {
+            let n = usize::try_from(left).map_or(block.len(), |left| left.min(block.len()));
+            self.data(&block[..n])?;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Makes what was written to a regular file durable; pipes and terminals have nothing of the kind.
+///
+/// # Errors
+/// Those of the operating system.
+pub(super) fn settle(file: &File) -> Result<()> {
+    let metadata = file.metadata().map_err(|e| Error::io("cannot finish the file", e))?;
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    file.sync_all().map_err(|e| Error::io("cannot finish the file", e))
+}

@@ -1,0 +1,151 @@
+//! Pools: create, ls, rm, stats, init, set.
+
+use std::path::PathBuf;
+
+use ferry_core::store::StoreExt;
+use ferry_core::{Errno, Error, ErrorKind, PoolFlags};
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+use ferry_image::pool::Pool;
+use ferry_image::trash;
+
+use super::{Run, failed};
+use crate::api::{Done, PoolAccess, PoolCommand, PoolListing, PoolState, PoolStatistics, Response};
+use crate::backend::IfMissing;
+use crate::spec::PoolSpec;
+
+impl Run<'_> {
+    /// Executes one of them.
+    pub(super) async fn pool_command(&self, command: PoolCommand) -> Done<Response> {
+        match command {
+            PoolCommand::Create { name, path } => self.pool_create(&name, path).await?,
+            PoolCommand::List => return Ok(Response::Pools(self.pool_list().await)),
+            PoolCommand::Remove { name } => self.pool_remove(&name).await?,
+            PoolCommand::Stats { pool } => return self.pool_stats(&pool).await.map(Response::PoolStatistics),
+            PoolCommand::Init { name } => {
+                let pool = self.whole_pool(&name).await?;
+                let what = format!("cannot prepare pool {name}");
+                pool.init().await.map_err(failed(what, "rbd: pool init failed"))?;
+            }
+            PoolCommand::Set { name, access } => {
+                let pool = self.whole_pool(&name).await?;
+                let flags = PoolFlags { read_only: access == PoolAccess::ReadOnly };
+                let cannot = || failed(format!("cannot change pool {name}"), "rbd: error changing pool");
+                pool.store.set_pool_flags(pool.id(), flags).await.map_err(cannot())?;
+                pool.store.flush().await.map_err(cannot())?;
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    /// Makes a pool and names it in the configuration; a pool that the store has already and nobody names is taken up.
+    async fn pool_create(&self, name: &str, path: Option<PathBuf>) -> Done<()> {
+        let rbd = format!("rbd: error creating pool '{name}'");
+        let cannot = || failed(format!("cannot make pool {name}"), &rbd);
+        let home = &self.node.home;
+        let dir = path.unwrap_or_else(|| home.default_store());
+        if let Some(there) = home.store_of(&self.node.config, name) {
+            let error = Error::exists("a pool has this name").with("store", there.display());
+            return Err(cannot()(error).advise("the pool is untouched; name another"));
+        }
+        let store = self.stores.get(&dir, IfMissing::Create).map_err(cannot())?.store();
+        match store.create_pool(name).await {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Exists => {
+                self.events
+                    .note(&format!("the store {} has a pool {name}: it is used as it is", dir.display()));
+            }
+            Err(e) => return Err(cannot()(e)),
+        }
+        let info = store.pool_by_name(name).await.map_err(cannot())?;
+        let pool =
+            Pool { store, info, namespace: ferry_core::Namespace::default(), env: self.node.env.clone() };
+        match pool.init().await {
+            Err(e) if e.kind() != ErrorKind::ReadOnly => return Err(cannot()(e)),
+            Ok(()) | Err(_) => {}
+        }
+        home.update(|config| {
+            config.pools.insert(name.to_owned(), home.relative(&dir));
+            Ok(())
+        })
+        .map_err(cannot())
+    }
+
+    async fn pool_list(&self) -> Vec<PoolListing> {
+        let mut list = Vec::new();
+        for (name, path) in &self.node.config.pools {
+            let (id, state) = match self.whole_pool(name).await {
+                Ok(pool) if pool.is_read_only() => (pool.id().0, PoolState::ReadOnly),
+                Ok(pool) => (pool.id().0, PoolState::ReadWrite),
+                Err(failure) => (-1, PoolState::Unavailable(failure.cause)),
+            };
+            let store = self.node.home.dir().join(path).display().to_string();
+            list.push(PoolListing { name: name.clone(), id, store, state });
+        }
+        list
+    }
+
+    async fn pool_remove(&self, name: &str) -> Done<()> {
+        let rbd = format!("rbd: error removing pool '{name}'");
+        let cannot = || failed(format!("cannot remove pool {name}"), &rbd);
+        let pool = self.whole_pool(name).await?;
+        if pool.is_read_only() {
+            let error = Error::new(ErrorKind::ReadOnly, "the pool is read-only").with("pool", name);
+            return Err(cannot()(error));
+        }
+        let mut namespaces = pool.namespaces().await.map_err(cannot())?;
+        namespaces.push(ferry_core::Namespace::default());
+        for namespace in namespaces {
+            let inside = pool.in_namespace(&namespace);
+            let images = inside.images().await.map_err(cannot())?.len();
+            let trashed = trash::list(&inside).await.map_err(cannot())?.len();
+            if images + trashed > 0 {
+                let error = Error::busy("the pool holds images")
+                    .errno_is(Errno::ENOTEMPTY)
+                    .with("images", images)
+                    .with("in trash", trashed);
+                let spec = PoolSpec { pool: name.to_owned(), namespace: namespace.as_str().to_owned() };
+                return Err(cannot()(error).advise(format!(
+                    "nothing was removed; `ferry ls {spec}` and `ferry trash ls --all {spec}` list them"
+                )));
+            }
+        }
+        // Out of the configuration first: a crash in between leaves a pool that `pool create` takes up again.
+        let home = &self.node.home;
+        home.update(|config| Ok(config.pools.remove(name))).map_err(cannot())?;
+        pool.store.remove_pool(pool.id()).await.map_err(cannot())?;
+        pool.store.flush().await.map_err(cannot())
+    }
+
+    async fn pool_stats(&self, spec: &PoolSpec) -> Done<PoolStatistics> {
+        let pool = self.pool(spec).await?;
+        let cannot =
+            || failed(format!("cannot count the images of {spec}"), "rbd: failed to query pool stats");
+        let mut stats = PoolStatistics::default();
+        for (_, id) in pool.images().await.map_err(cannot())? {
+            let (size, snaps) = size_and_snaps(&pool, &id).await.map_err(cannot())?;
+            stats.images += 1;
+            stats.provisioned += size;
+            stats.snaps += snaps;
+        }
+        for (id, _) in trash::list(&pool).await.map_err(cannot())? {
+            let (size, snaps) = size_and_snaps(&pool, &id).await.map_err(cannot())?;
+            stats.trash_images += 1;
+            stats.trash_provisioned += size;
+            stats.trash_snaps += snaps;
+        }
+        Ok(stats)
+    }
+}
+
+/// The largest size an image has now or at a snapshot, and how many snapshots it has; nothing for one that is gone.
+async fn size_and_snaps(pool: &Pool, id: &str) -> ferry_core::Result<(u64, u64)> {
+    match Image::open_by_id(pool, id, Opening::ReadOnly).await {
+        Ok(image) => {
+            let sizes = image.header.snaps.values().map(|s| s.size);
+            Ok((sizes.fold(image.header.size, u64::max), image.header.snaps.len() as u64))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok((0, 0)),
+        Err(e) => Err(e),
+    }
+}
