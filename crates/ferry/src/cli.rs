@@ -1,0 +1,165 @@
+//! The command line: parse into what was typed, convert once into what it means, execute, show.
+
+mod args;
+mod clone;
+mod exit;
+mod feature;
+mod files;
+mod help;
+mod image;
+mod meta;
+mod namespace;
+mod output;
+mod pool;
+mod progress;
+mod report;
+mod snap;
+mod spec;
+mod transfer;
+mod trash;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use ferry_core::{Errno, Error};
+use ferry_node::Node;
+use ferry_node::api::{Command, Failure, Request};
+use ferry_node::config::Home;
+use ferry_node::options::Settings;
+
+use args::{Asked, Context, Usage, Verb};
+use files::Files;
+use output::{Program, Show};
+use progress::Reporter;
+
+/// All verbs, by noun.
+const VERBS: &[&[Verb]] = &[
+    clone::VERBS,
+    feature::VERBS,
+    image::VERBS,
+    meta::VERBS,
+    namespace::VERBS,
+    pool::VERBS,
+    snap::VERBS,
+    transfer::VERBS,
+    trash::VERBS,
+];
+
+/// What a command line means.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Say which program this is.
+    Version,
+    /// Execute a command on files.
+    Run {
+        /// The command.
+        command: Box<Command>,
+        /// Its files, not opened yet.
+        files: Files,
+    },
+}
+
+impl Plan {
+    /// A command without files.
+    fn run(command: Command) -> Result<Self, Usage> {
+        Self::run_on(command, Files::default())
+    }
+
+    /// A command on files. A result, as conversions end with it.
+    fn run_on(command: Command, files: Files) -> Result<Self, Usage> {
+        Ok(Self::Run { command: Box::new(command), files })
+    }
+}
+
+/// Runs the program with this process's arguments.
+pub(crate) fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let name = arguments.next().unwrap_or_default();
+    let is_rbd = Path::new(&name).file_name().is_some_and(|n| n == "rbd");
+    let program = if is_rbd { Program::Rbd } else { Program::Ferry };
+    let arguments: Vec<String> = arguments.collect();
+    let code = match run(program, &arguments) {
+        Ok(()) => 0,
+        Err(end) => end.tell(program, &mut io::stderr().lock()),
+    };
+    ExitCode::from(exit::code(code))
+}
+
+/// Does what the arguments ask for.
+fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
+    let (verb, mut parsed) = match args::parse(arguments, VERBS)? {
+        Asked::Verb(verb, parsed) => (verb, parsed),
+        // `rbd create --help` shows the list of commands.
+        Asked::Help(Some(verb))
+            if program == Program::Ferry || arguments.first().is_some_and(|a| a == "help") =>
+        {
+            return Ok(print(&help::of_verb(verb, program))?);
+        }
+        Asked::Help(_) => return Ok(print(&help::of_all(VERBS, program))?),
+        Asked::Version => return Ok(print(&version(program))?),
+        Asked::Unknown(words) => {
+            let all = help::of_all(VERBS, program);
+            return Err(exit::End::unknown(&words, all));
+        }
+    };
+    let home = Home::from_env(|name| std::env::var(name).ok()).map_err(configuration_failed)?;
+    let config = home.load().map_err(configuration_failed)?;
+    let settings = Settings::new(&config, parsed.overrides());
+    let overrides = parsed.overrides().clone();
+    let show = Show::of(&parsed)?;
+    let plan = (verb.convert)(&mut parsed, &Context { settings: &settings })?;
+    let Plan::Run { command, files } = plan else {
+        return Ok(print(&version(program))?);
+    };
+    let reporter = Reporter::new(!parsed.is_set("no-progress"), &command);
+    let mut opened = files.open(&command, &reporter)?;
+    let env = ferry_node::env::system_env().map_err(configuration_failed)?;
+    let node = Node::new(home, config, env);
+    let request = Request { command: *command, overrides };
+    let result = futures_executor::block_on(node.execute(request, opened.streams(), &reporter));
+    match result {
+        Ok(response) => {
+            opened.keep();
+            let failure = exit::after(&response);
+            output::write(&mut io::stdout().lock(), &response, show)?;
+            io::stdout().flush()?;
+            failure.map_or(Ok(()), Err)
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Writes a text to stdout.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Which program this is. Under the name of `rbd` scripts look for the Ceph release it behaves like.
+fn version(program: Program) -> String {
+    let ours = env!("CARGO_PKG_VERSION");
+    match program {
+        Program::Ferry => format!("ferry {ours}\n"),
+        Program::Rbd => format!("ceph version 16.2.15 (ferry {ours}) pacific (stable)\n"),
+    }
+}
+
+/// A home or a configuration that cannot be read.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn configuration_failed(error: Error) -> exit::End {
+    Failure::of(&error, "cannot read the configuration", "rbd: configuration error").into()
+}
+
+/// Whether people are looking at stderr.
+fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// The error of a file that cannot be opened.
+fn open_failed(what: &str, path: &str, error: io::Error, rbd: &str) -> Failure {
+    let error = Error::io("cannot open the file", error).with("file", path);
+    let errno: Errno = error.errno();
+    Failure::of(&error, what, rbd).lines([format!("{rbd}: {errno}")])
+}

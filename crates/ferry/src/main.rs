@@ -1,0 +1,10 @@
+//! The program: `ferry`, and `rbd` when it is called by that name.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
