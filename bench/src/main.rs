@@ -1,2 +1,61 @@
-//! Placeholder.
-fn main() {}
+//! Comparison benchmarks: ferry beside its peers, in one run, as ratios.
+//!
+//! `ferry-bench DIRECTORY [NAME …]` runs all, or those named, five times each and prints medians. Nothing else should be
+//! running. Needs a few GiB in DIRECTORY.
+
+mod engine;
+mod measure;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use measure::Report;
+
+/// A benchmark: its name and what runs it.
+type Bench = (&'static str, fn(&std::path::Path, &mut Report) -> Result<(), String>);
+
+const BENCHES: &[Bench] = &[
+    ("random-writes", engine::random_writes),
+    ("sequential-writes", engine::sequential_writes),
+    ("fragmented-reads", engine::fragmented_reads),
+    ("cached-reads", engine::cached_reads),
+    ("snapshot", engine::snapshot),
+    ("first-write", engine::first_write),
+    ("recovery", engine::recovery),
+    ("cleaner", engine::cleaner),
+    ("large-index", engine::large_index),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let mut out = std::io::stdout();
+    let Some(directory) = arguments.next().map(PathBuf::from) else {
+        let names: Vec<&str> = BENCHES.iter().map(|b| b.0).collect();
+        let printed = writeln!(out, "usage: ferry-bench DIRECTORY [{}]", names.join("|"));
+        return if printed.is_ok() { ExitCode::from(2) } else { ExitCode::FAILURE };
+    };
+    let wanted: Vec<String> = arguments.collect();
+    let mut code = ExitCode::SUCCESS;
+    for (name, run) in BENCHES {
+        if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
+            continue;
+        }
+        let mut report = Report::default();
+        let place = directory.join(name);
+        let result = std::fs::create_dir_all(&place)
+            .map_err(|e| e.to_string())
+            .and_then(|()| run(&place, &mut report));
+        let printed = match result {
+            Ok(()) => write!(out, "{report}"),
+            Err(e) => {
+                code = ExitCode::FAILURE;
+                writeln!(out, "{name}: {e}")
+            }
+        };
+        if printed.is_err() || std::fs::remove_dir_all(&place).is_err() {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}

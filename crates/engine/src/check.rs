@@ -73,6 +73,63 @@ impl Engine {
     }
 }
 
+/// What a reachable byte belongs to.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reached {
+    /// A superblock slot.
+    Superblock,
+    /// A segment's first block.
+    SegmentHeader,
+    /// A batch's header.
+    BatchHeader,
+    /// A block of an object.
+    Data,
+    /// A page of the index.
+    Index,
+    /// The segment table.
+    Table,
+}
+
+#[cfg(feature = "testing")]
+impl Engine {
+    /// Every range the superblock reaches: file, offset, length in bytes, and what it is. For tests that damage it.
+    ///
+    /// # Errors
+    /// Those of reading the store.
+    pub fn reached(&self) -> Result<Vec<(FileId, u64, u64, Reached)>> {
+        let block = BLOCK as u64;
+        let mut core = self.lock();
+        let mut found = vec![(FileId::Superblock, 0, 2 * block, Reached::Superblock)];
+        let mut add = |address: Address, length: u64, what| {
+            found.push((FileId::Segment(address.segment()), crate::read::byte_of(address), length, what));
+        };
+        let mut counts = Counts::default();
+        core.write_back()?;
+        core.check_tables(&mut CheckReport::default(), &mut counts)?;
+        counts.blocks.keys().for_each(|a| add(*a, block, Reached::Data));
+        core.tree.walk(&mut |address| add(address, block, Reached::Index))?;
+        if let Some((address, bytes, _)) = core.superblock.table {
+            add(address, bytes, Reached::Table);
+        }
+        let segments: Vec<_> = core.space.iter().map(|(no, s)| (no, *s)).collect();
+        for (no, segment) in segments.into_iter().filter(|(_, s)| s.state != State::Free) {
+            add(Address::new(no, 0), block, Reached::SegmentHeader);
+            let mut at = 1;
+            while at < segment.used {
+                let header = read_batch(&*core.disk, Address::new(no, at), segment.life, core.space.segment_blocks())?;
+                add(header.address, Self::header_bytes(header.header_blocks), Reached::BatchHeader);
+                at += header.total_blocks();
+            }
+        }
+        Ok(found)
+    }
+
+    fn header_bytes(blocks: u32) -> u64 {
+        Core::block_bytes(blocks)
+    }
+}
+
 /// What is counted while the index is walked.
 #[derive(Debug, Default)]
 struct Counts {
@@ -90,7 +147,7 @@ impl Core {
         match read_superblock(&*self.disk) {
             Ok((_, false)) => {}
             Ok((_, true)) => {
-                report.add(&Error::corrupt("a superblock slot is damaged; the other one is used"))
+                report.add(&Error::corrupt("a superblock slot is damaged; the other one is used"));
             }
             Err(e) => report.add(&e),
         }

@@ -79,6 +79,15 @@ impl Engine {
         Ok(true)
     }
 
+    /// Rewrites what lies scattered: every sealed segment that pays, until a pass finds none. For idle time.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn tidy(&self) -> Result<()> {
+        while self.clean_one()? {}
+        self.checkpoint()
+    }
+
     /// Frees at least `wanted` segments beyond the reserve if that is possible at all.
     pub(crate) fn reclaim(&self, wanted: u64) -> Result<()> {
         while self.trim_step()? {}

@@ -299,6 +299,39 @@ impl Engine {
         self.clean_step()
     }
 
+    /// Makes free segments ahead of need, written with zeros, so that a flush finds its blocks allocated: on most file systems
+    /// that halves its cost. For idle time; `count` is how many should be ready.
+    ///
+    /// # Errors
+    /// Those of the operating system; running out of room is none.
+    pub fn prepare(&self, count: usize) -> Result<()> {
+        loop {
+            let mut core = self.lock();
+            core.check_writable()?;
+            let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
+            if core.space.ready() >= count || !spare {
+                return Ok(());
+            }
+            let no = core.space.next_unmade();
+            let bytes = core.space.segment_bytes();
+            match self.disk.create(FileId::Segment(no), bytes) {
+                Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(()),
+                made => made?,
+            }
+            let zeros = bytes::Bytes::from(vec![0; 1 << 20]);
+            let mut at = 0;
+            while at < bytes {
+                let n = (bytes - at).min(1 << 20);
+                let part = zeros.slice(..usize::try_from(n).expect("a mebibyte"));
+                self.disk.write(FileId::Segment(no), at, &[part])?;
+                at += n;
+            }
+            self.disk.sync(FileId::Segment(no))?;
+            self.disk.forget(FileId::Segment(no));
+            core.space.add_file(no);
+        }
+    }
+
     /// A checkpoint where one is due.
     pub(crate) fn checkpoint_if_due(&self) -> Result<bool> {
         let due = {

@@ -13,6 +13,7 @@ use crate::tree::After;
 
 impl Core {
     /// Applies one record whose payload, if it has one, begins at `at`.
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of record")]
     pub(crate) fn apply(&mut self, record: Record, at: Address) -> Result<()> {
         match record {
             Record::Pool { pool, name, read_only } => self.apply_pool(pool, name, read_only),
@@ -171,6 +172,7 @@ impl Core {
     }
 
     /// Sets blocks of HEAD; what the newest preserved version needs of them goes to it.
+    #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
     fn set_head(&mut self, inode: u64, block: u32, count: u32, new: impl Fn(u32) -> Block) -> Result<()> {
         let object = &self.object(inode)?.value;
         let pool = object.id.pool;
@@ -309,6 +311,7 @@ impl Core {
     }
 
     /// Drops preserved version `i`: what the next older one sees through it goes to that one.
+    #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
     fn drop_clone(&mut self, inode: u64, i: usize) -> Result<()> {
         let object = self.object(inode)?;
         let gone = object.value.clones.remove(i);

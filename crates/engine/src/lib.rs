@@ -29,4 +29,6 @@ mod store;
 mod tree;
 
 pub use check::CheckReport;
+#[cfg(feature = "testing")]
+pub use check::Reached;
 pub use engine::{Engine, Options, Recovery, Statistics};

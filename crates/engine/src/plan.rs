@@ -328,7 +328,7 @@ impl Scratch {
                 self.metadata.push(Record::XattrSet { inode, name: name.clone(), value: value.clone() });
             }
             Effect::XattrRemove(name) => {
-                self.metadata.push(Record::XattrRemove { inode, name: name.clone() })
+                self.metadata.push(Record::XattrRemove { inode, name: name.clone() });
             }
             Effect::Create
             | Effect::Write { .. }

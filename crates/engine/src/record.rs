@@ -104,6 +104,7 @@ impl Record {
     }
 
     /// Writes it behind what `e` holds.
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of record")]
     pub(crate) fn encode(&self, e: &mut Encoder) {
         match self {
             Self::Pool { pool, name, read_only } => {

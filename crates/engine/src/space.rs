@@ -341,6 +341,22 @@ impl Space {
         spare
     }
 
+    /// The next free segment without a file, for one to be made ahead of need.
+    pub(crate) fn next_unmade(&mut self) -> SegmentNo {
+        self.free.iter().find(|no| !self.files.contains(no)).copied().unwrap_or(SegmentNo(self.last().0 + 1))
+    }
+
+    /// Free segments whose files are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Says that the file of a free segment is there now.
+    pub(crate) fn add_file(&mut self, no: SegmentNo) {
+        self.entry(no);
+        self.files.insert(no);
+    }
+
     /// Segments that are not free.
     pub(crate) fn in_use(&self) -> u64 {
         self.segments.iter().filter(|s| s.state != State::Free).count() as u64

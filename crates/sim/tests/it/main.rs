@@ -1,3 +1,5 @@
 //! The system under seeds.
 
 mod crash;
+mod flip;
+mod images;
