@@ -4,17 +4,25 @@
 //!   header and the object map again, and lets the next ones go on with those: so once it returns, nothing is written under
 //!   an older snapshot context.
 //! - Requests that come while a refresh waits wait for it.
+//! - The exclusive lock is taken by the first write and kept until somebody asks for it ([`ImageDevice::attend`]) or it is
+//!   given back; the next write takes it again.
+//! - A device whose watch was lost refuses everything: another client may own the image.
 
+mod attend;
 mod gate;
+#[cfg(test)]
+mod tests;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use ferry_core::{BlockDevice, DeviceExtent, Reply, Result};
+use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 
 use self::gate::Gate;
 use crate::image::Image;
 use crate::io::Io;
+use crate::limits::WRITE_RETRIES_MAX;
 
 /// An open image that offers itself as a device. Cheap to clone; all clones are the same device.
 #[derive(Clone, Debug)]
@@ -27,6 +35,8 @@ struct Inner {
     /// Held by requests while they run; closed while the image is opened again.
     gate: Gate,
     state: Mutex<State>,
+    /// Whether the watch is gone.
+    is_lost: AtomicBool,
 }
 
 /// The image and how it is read and written now.
@@ -42,9 +52,9 @@ impl ImageDevice {
     /// # Errors
     /// Those of [`Io::open`].
     pub async fn open(mut image: Image) -> Result<Self> {
-        let io = Arc::new(Io::open(&mut image).await?);
+        let io = Arc::new(Io::open_as_is(&mut image).await?);
         let state = Mutex::new(State { image, io });
-        Ok(Self { inner: Arc::new(Inner { gate: Gate::default(), state }) })
+        Ok(Self { inner: Arc::new(Inner { gate: Gate::default(), state, is_lost: AtomicBool::new(false) }) })
     }
 
     /// The image as last read.
@@ -67,42 +77,128 @@ impl ImageDevice {
     /// # Cancel safety
     /// Dropping the future leaves the device as it was.
     pub async fn refresh(&self) -> Result<()> {
-        self.exclusively(async |image: &mut Image| image.refresh().await).await
+        self.reopen(async |_: &mut Image| Ok(())).await
     }
 
-    /// Runs `change` on the image while no request is under way, and opens it again as `change` left it. For what must not
+    /// Takes the exclusive lock, where the image has one, ahead of the first write.
+    ///
+    /// # Errors
+    /// Those of [`Image::acquire`].
+    ///
+    /// # Cancel safety
+    /// The lock may have been taken; the next write finds out.
+    pub async fn acquire(&self) -> Result<()> {
+        self.reopen(async |image: &mut Image| image.acquire().await).await
+    }
+
+    /// Makes everything durable and gives the exclusive lock back, once all requests under way are done. The next write takes
+    /// it again.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    /// The lock may have been given back; the next write finds out.
+    pub async fn release(&self) -> Result<()> {
+        self.reopen(async |image: &mut Image| give_back(image).await).await
+    }
+
+    /// Runs `change` on the image while no request is under way, then reads the header and opens it again. For what must not
     /// meet a write: taking a snapshot, rolling back, resizing.
     ///
     /// # Errors
-    /// Those of `change` and of [`Io::open`]. The image is opened again also where `change` failed.
+    /// Those of `change`, of [`Image::refresh`] and of [`Io::open_as_is`]. The image is opened again also where `change`
+    /// failed.
     ///
     /// # Cancel safety
     /// Dropping the future leaves requests running on the header as it was before: refresh.
     pub async fn exclusively<T>(&self, change: impl AsyncFnOnce(&mut Image) -> Result<T>) -> Result<T> {
+        self.reopen(async |image: &mut Image| {
+            let outcome = change(image).await?;
+            let_others_in(image).await?;
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// As [`Self::exclusively`], keeping the lock.
+    async fn reopen<T>(&self, change: impl AsyncFnOnce(&mut Image) -> Result<T>) -> Result<T> {
         let _closed = self.inner.gate.close().await;
         let mut image = self.image();
         let outcome = change(&mut image).await;
-        let reopened = Io::open(&mut image).await;
-        if let Ok(io) = reopened {
-            *self.inner.state() = State { image, io: Arc::new(io) };
-            return outcome;
+        // What others told while `change` was telling them is in the header.
+        let reopened = match image.refresh().await {
+            Ok(()) => Io::open_as_is(&mut image).await,
+            Err(e) => Err(e),
+        };
+        let result = match (outcome, reopened) {
+            (outcome, Ok(io)) => {
+                *self.inner.state() = State { image, io: Arc::new(io) };
+                outcome
+            }
+            (Err(e), Err(_)) | (Ok(_), Err(e)) => Err(e),
+        };
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {
+            self.inner.is_lost.store(true, Ordering::Release);
         }
-        outcome.and(reopened.map(|_| ()))?;
-        unreachable!("one of the two failed")
+        result
     }
 
-    /// Runs a request on the image as it is now.
+    /// Runs a read on the image as it is now.
     fn run<T, F>(&self, request: impl FnOnce(Arc<Io>) -> F + Send + 'static) -> Reply<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send,
     {
-        let inner = Arc::clone(&self.inner);
+        let device = self.clone();
         Reply::pending(async move {
-            let _open = inner.gate.enter().await;
-            let io = Arc::clone(&inner.state().io);
+            let _open = device.inner.gate.enter().await;
+            let io = device.io();
+            device.inner.check()?;
             request(io).await
         })
+    }
+
+    /// Runs a change on the image as it is now, having taken the exclusive lock.
+    fn run_change<F>(&self, request: impl FnOnce(Arc<Io>) -> F + Send + 'static) -> Reply<()>
+    where
+        F: Future<Output = Result<()>> + Send,
+    {
+        let device = self.clone();
+        Reply::pending(async move {
+            for _ in 0..WRITE_RETRIES_MAX {
+                {
+                    let _open = device.inner.gate.enter().await;
+                    let io = device.io();
+                    device.inner.check()?;
+                    if !io.lacks_lock() {
+                        return request(io).await;
+                    }
+                }
+                device.acquire().await?;
+            }
+            Err(Error::busy("the image's exclusive lock is taken away all the time"))
+        })
+    }
+}
+
+/// Gives the lock back where others have the image open: one of them may have asked for it while a change was being told to
+/// all, and been promised it.
+async fn let_others_in(image: &Image) -> Result<()> {
+    let store = &image.pool.store;
+    let is_alone =
+        store.capabilities().list_watchers && store.list_watchers(&image.header_object()).await?.len() <= 1;
+    if is_alone { Ok(()) } else { give_back(image).await }
+}
+
+/// Makes everything durable and gives the lock back, if it is held.
+async fn give_back(image: &Image) -> Result<()> {
+    match &image.session {
+        Some(session) if session.is_owner() => {
+            image.pool.store.flush().await?;
+            session.release().await
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -110,6 +206,14 @@ impl Inner {
     /// The state; a thread that panicked while holding it left it whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to go on without a watch.
+    fn check(&self) -> Result<()> {
+        if self.is_lost.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Fenced, "the watch on the image was lost"));
+        }
+        Ok(())
     }
 }
 
@@ -127,15 +231,15 @@ impl BlockDevice for ImageDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<()> {
-        self.run(move |io| async move { io.write(offset, data).await })
+        self.run_change(move |io| async move { io.write(offset, data).await })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Reply<()> {
-        self.run(move |io| async move { io.write_zeroes(offset, length).await })
+        self.run_change(move |io| async move { io.write_zeroes(offset, length).await })
     }
 
     fn discard(&self, offset: u64, length: u64) -> Reply<()> {
-        self.run(move |io| async move { io.discard(offset, length).await })
+        self.run_change(move |io| async move { io.discard(offset, length).await })
     }
 
     fn flush(&self) -> Reply<()> {

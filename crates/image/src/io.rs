@@ -46,6 +46,8 @@ pub struct Io {
     has_fast_diff: bool,
     map: Option<Arc<LiveMap>>,
     read_only: bool,
+    /// Whether the image has an exclusive lock that was not held when this was opened: there is no map then, and no writing.
+    lacks_lock: bool,
 }
 
 impl Io {
@@ -95,6 +97,12 @@ impl Io {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether the exclusive lock must be taken, and the image opened again, before it is written.
+    #[must_use]
+    pub fn lacks_lock(&self) -> bool {
+        self.lacks_lock
     }
 
     /// Size. Bytes.
@@ -171,6 +179,9 @@ impl Io {
     fn check_writable(&self) -> Result<()> {
         if self.read_only || self.revision.snap != SnapId::HEAD {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open for reading only"));
+        }
+        if self.lacks_lock {
+            return Err(Error::new(ErrorKind::Unavailable, "the image's exclusive lock is not held"));
         }
         Ok(())
     }

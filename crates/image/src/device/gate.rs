@@ -60,6 +60,8 @@ impl Gate {
         })
         .await;
         let closed = Closed(self);
+        // Whoever waits for the gate to close wants to know.
+        self.change(|_| {});
         poll_fn(|cx| {
             let mut state = self.state();
             if state.inside > 0 {
@@ -70,6 +72,35 @@ impl Gate {
         })
         .await;
         closed
+    }
+
+    /// Waits until the gate is open.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn until_open(&self) {
+        self.until(|state| !state.is_closed).await;
+    }
+
+    /// Waits until somebody closes the gate.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn until_closed(&self) {
+        self.until(|state| state.is_closed).await;
+    }
+
+    /// Waits until the state is as wanted.
+    async fn until(&self, is_wanted: impl Fn(&State) -> bool) {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            if is_wanted(&state) {
+                return Poll::Ready(());
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// The state; a thread that panicked while holding it left it whole.

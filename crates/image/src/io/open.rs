@@ -104,13 +104,24 @@ impl Io {
     /// # Errors
     /// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of taking the lock and of the store.
     pub async fn open(image: &mut Image) -> Result<Self> {
-        let read_only = image.read_only || image.at != SnapId::HEAD;
-        if !read_only {
+        if !image.read_only && image.at == SnapId::HEAD {
             image.acquire().await?;
         }
+        Self::open_as_is(image).await
+    }
+
+    /// As [`Io::open`], without taking the exclusive lock: without it, what comes back can only be read.
+    ///
+    /// # Errors
+    /// As [`Io::open`].
+    pub async fn open_as_is(image: &mut Image) -> Result<Self> {
+        let read_only = image.read_only || image.at != SnapId::HEAD;
+        let has_lock = image.header.features.contains(Features::EXCLUSIVE_LOCK);
+        let is_owner = image.session.as_ref().is_some_and(|s| s.is_owner());
+        let lacks_lock = has_lock && !is_owner && !read_only;
         let revision = image.revision().await?;
         let has_map = image.header.features.contains(Features::OBJECT_MAP);
-        let map = if has_map && !read_only && is_valid(image.header.flags) {
+        let map = if has_map && !read_only && !lacks_lock && is_valid(image.header.flags) {
             open_map(image, revision.object_count()).await?
         } else {
             None
@@ -133,6 +144,7 @@ impl Io {
             has_fast_diff: header.features.contains(Features::FAST_DIFF),
             map: map.map(Arc::new),
             read_only,
+            lacks_lock,
         })
     }
 }

@@ -84,7 +84,8 @@ impl World {
 
     /// One random operation.
     async fn step(&mut self) -> Result<()> {
-        let live: Vec<usize> = (0..self.images.len()).filter(|n| self.images[*n].trash_id.is_none()).collect();
+        let live: Vec<usize> =
+            (0..self.images.len()).filter(|n| self.images[*n].trash_id.is_none()).collect();
         if live.is_empty() || (self.images.len() < 3 && self.rng.one_in(2)) {
             return Box::pin(self.create()).await;
         }

@@ -31,7 +31,9 @@ impl World {
         if names != shadow.snaps.iter().map(|s| &s.name).collect::<Vec<_>>() {
             return Err(mismatch("the snapshots are others").with("image", &shadow.name));
         }
-        self.check_point(&image, SnapId::HEAD, &shadow.head).await.map_err(|e| e.with("image", &shadow.name))?;
+        self.check_point(&image, SnapId::HEAD, &shadow.head)
+            .await
+            .map_err(|e| e.with("image", &shadow.name))?;
         for snap in &shadow.snaps {
             let checked = self.check_point(&image, snap.id, &snap.data).await;
             checked.map_err(|e| e.with("image", &shadow.name).with("snapshot", &snap.name))?;
@@ -85,7 +87,9 @@ impl World {
             loop {
                 let page = pool.store.list_objects(pool.id(), None, after, 1000).await?;
                 let is_image = |name: &str| {
-                    ["rbd_data.", "rbd_header.", "rbd_object_map.", "rbd_id."].iter().any(|p| name.starts_with(p))
+                    ["rbd_data.", "rbd_header.", "rbd_object_map.", "rbd_id."]
+                        .iter()
+                        .any(|p| name.starts_with(p))
                 };
                 if let Some((_, name)) = page.objects.iter().find(|(_, name)| is_image(name)) {
                     return Err(mismatch("an object is left").with("object", name));

@@ -23,7 +23,8 @@ impl World {
     /// Random features and layout.
     pub(super) fn random_options(&self, size: u64) -> CreateOptions {
         let order = 12 + u8::try_from(self.rng.below(3)).unwrap_or(0);
-        let features = [Features::LAYERING, Features::DEFAULT, Features::DEFAULT.without(Features::DEEP_FLATTEN)];
+        let features =
+            [Features::LAYERING, Features::DEFAULT, Features::DEFAULT.without(Features::DEEP_FLATTEN)];
         let unit = (1 << order) >> self.rng.below(4);
         let is_striped = self.rng.one_in(3);
         let data_pool = self.rng.one_in(4).then(|| self.pools[1].info.clone());

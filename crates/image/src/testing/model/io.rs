@@ -50,7 +50,8 @@ impl World {
         }
         let mut at = start;
         for extent in device.extents(start, end - start).await? {
-            let bytes = &self.images[n].head[to_usize(extent.offset)..to_usize(extent.offset + extent.length)];
+            let bytes =
+                &self.images[n].head[to_usize(extent.offset)..to_usize(extent.offset + extent.length)];
             let is_wrong = extent.state == ExtentState::Zero && bytes.iter().any(|b| *b != 0);
             if extent.offset != at || is_wrong {
                 return Err(mismatch("an extent is wrong").with("at", extent.offset));

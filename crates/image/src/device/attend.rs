@@ -1,0 +1,72 @@
+//! Answering the other clients of the image for as long as it is open.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use ferry_core::watch::{Notification, WatchEvent};
+use ferry_core::{Errno, Error, ErrorKind, Result};
+use futures_util::future::{Either, select};
+
+use super::ImageDevice;
+use crate::encoding::{Message, encode_response};
+
+impl ImageDevice {
+    /// Answers other clients until the watch is lost: reads the header again before it says that it has, and hands the
+    /// exclusive lock over when asked. Whoever keeps a device open keeps this running beside the requests; without it others
+    /// wait in vain.
+    ///
+    /// # Errors
+    /// `Fenced` when the watch is lost: the device refuses everything from then on. `Invalid` for an image opened to be read,
+    /// which watches nothing.
+    ///
+    /// # Cancel safety
+    /// A message being answered may stay unanswered.
+    pub async fn attend(&self) -> Result<()> {
+        let Some(session) = self.image().session else {
+            return Err(Error::invalid("an image open for reading only has nobody to answer"));
+        };
+        let gate = &self.inner.gate;
+        loop {
+            // While the gate is closed, whoever closed it waits for answers and for the lock by the same watch.
+            gate.until_open().await;
+            let event = match select(pin!(session.next_event()), pin!(gate.until_closed())).await {
+                Either::Left((event, _)) => event,
+                Either::Right(((), _)) => continue,
+            };
+            match event {
+                WatchEvent::Notify(notification) => self.answer(notification).await,
+                WatchEvent::Lost => {
+                    self.inner.is_lost.store(true, Ordering::Release);
+                    return Err(Error::new(ErrorKind::Fenced, "the watch on the image was lost"));
+                }
+            }
+        }
+    }
+
+    /// Does what a message asks for and answers it.
+    async fn answer(&self, notification: Notification) {
+        let is_owner = self.image().session.is_some_and(|s| s.is_owner());
+        let answer = match Message::decode(&notification.payload).ok() {
+            Some(Message::HeaderUpdate) => match self.refresh().await {
+                Ok(()) => Bytes::new(),
+                // Without the new header nothing may be written any more, or a snapshot would be.
+                Err(_) => {
+                    self.inner.is_lost.store(true, Ordering::Release);
+                    Bytes::new()
+                }
+            },
+            Some(Message::RequestLock { .. }) if is_owner => {
+                // Promised first: the asker then waits for the release, which waits for requests under way.
+                notification.answer(encode_response(0));
+                if self.release().await.is_err() {
+                    self.inner.is_lost.store(true, Ordering::Release);
+                }
+                return;
+            }
+            Some(m) if m.wants_owner() && is_owner => encode_response(-Errno::EOPNOTSUPP.0),
+            Some(_) | None => Bytes::new(),
+        };
+        notification.answer(answer);
+    }
+}
