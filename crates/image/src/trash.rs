@@ -217,6 +217,10 @@ pub async fn restore(pool: &Pool, id: &str, name: Option<&str>, source: Option<T
     let name = name.unwrap_or(&entry.name);
     check_name(name)?;
     set_state(pool, id, TrashState::Restoring, &[TrashState::Normal]).await?;
+    if name != entry.name {
+        // What a restore under the old name left when it was cut off.
+        pool.remove_id(&entry.name, id).await?;
+    }
     if let Err(e) = link(pool, name, id).await {
         if e.kind() == ErrorKind::Exists {
             set_state(pool, id, TrashState::Normal, &[TrashState::Restoring]).await?;
