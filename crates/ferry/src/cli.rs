@@ -5,6 +5,8 @@ mod clone;
 mod exit;
 mod feature;
 mod files;
+#[cfg(test)]
+mod golden;
 mod help;
 mod image;
 mod meta;

@@ -19,6 +19,7 @@ pub use events::{Events, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};
 pub use response::{
     BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ImageInfo, ImageStatus, ListedImage,
-    ListedSnap, LockHolder, LockList, Migration, ParentInfo, PoolListing, PoolState, PoolStatistics,
-    Response, Setting, SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
+    ListedSnap, LockHolder, LockList, Migration, MigrationEnd, MigrationSource, ParentInfo, PoolListing,
+    PoolState, PoolStatistics, Response, Setting, SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage,
+    UsageRow, WatcherLine,
 };

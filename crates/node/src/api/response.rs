@@ -213,13 +213,35 @@ pub struct WatcherLine {
     pub cookie: u64,
 }
 
+/// An image at one end of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationEnd {
+    /// Pool's name.
+    pub pool: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Image's name.
+    pub image: String,
+    /// Image's id.
+    pub id: String,
+}
+
+/// Where a migration comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationSource {
+    /// Another image.
+    Image(MigrationEnd),
+    /// Something foreign: its source spec.
+    Spec(String),
+}
+
 /// A migration under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migration {
     /// From.
-    pub source: ParentInfo,
+    pub source: MigrationSource,
     /// To.
-    pub target: ParentInfo,
+    pub target: MigrationEnd,
     /// State.
     pub state: String,
     /// How far.

@@ -7,12 +7,13 @@ use ferry_image::encoding::{
 };
 use ferry_image::header::{self, Opening};
 use ferry_image::image::Image;
+use ferry_image::layout::Layout;
 use ferry_image::pool::Pool;
 use ferry_image::trash;
 
 use crate::api::{
-    ImageInfo, ImageStatus, ListedImage, ListedSnap, Migration, ParentInfo, SnapNamespace, Striping,
-    WatcherLine,
+    ImageInfo, ImageStatus, ListedImage, ListedSnap, Migration, MigrationEnd, MigrationSource, ParentInfo,
+    SnapNamespace, Striping, WatcherLine,
 };
 
 /// The parent of an image where it was opened.
@@ -99,11 +100,11 @@ pub(super) async fn info(image: &Image, by_name: bool) -> Result<ImageInfo> {
         name: by_name.then(|| image.name.clone()),
         id: image.id.clone(),
         size,
-        objects: size.div_ceil(object_size),
+        objects: Layout::new(header.order, header.stripe_unit, header.stripe_count)?.object_count(size),
         order: header.order,
         object_size,
         data_pool,
-        snapshot_count: header.snaps.values().filter(|s| s.namespace.is_user()).count() as u64,
+        snapshot_count: header.snaps.len() as u64,
         block_name_prefix: header.object_prefix.clone(),
         features: names(header.features.names()),
         op_features: names(header.op_features.names()),
@@ -140,25 +141,29 @@ pub(super) async fn status(image: &Image) -> Result<ImageStatus> {
 
 /// A migration under way, seen from one of its ends.
 async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration> {
-    let end = |pool: &str, namespace: &str, name: &str, id: &str| ParentInfo {
-        pool: pool.to_owned(),
-        namespace: namespace.to_owned(),
-        image: name.to_owned(),
-        id: id.to_owned(),
-        snap: String::new(),
-        in_trash: false,
-        overlap: record.overlap,
+    let here = MigrationEnd {
+        pool: image.pool.info.name.clone(),
+        namespace: image.pool.namespace.as_str().to_owned(),
+        image: image.name.clone(),
+        id: image.id.clone(),
     };
-    let here = end(&image.pool.info.name, image.pool.namespace.as_str(), &image.name, &image.id);
-    let there_pool = match image.pool.sibling(record.pool, &record.namespace).await {
-        Ok(pool) => pool.info.name,
-        Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(e),
-    };
-    let there = end(&there_pool, record.namespace.as_str(), &record.image_name, &record.image_id);
-    let (source, target) = match record.side {
-        MigrationSide::Source => (here, there),
-        MigrationSide::Target => (there, here),
+    let (source, target) = if record.source_spec.is_empty() {
+        let there = MigrationEnd {
+            pool: match image.pool.sibling(record.pool, &record.namespace).await {
+                Ok(pool) => pool.info.name,
+                Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
+                Err(e) => return Err(e),
+            },
+            namespace: record.namespace.as_str().to_owned(),
+            image: record.image_name.clone(),
+            id: record.image_id.clone(),
+        };
+        match record.side {
+            MigrationSide::Source => (MigrationSource::Image(here), there),
+            MigrationSide::Target => (MigrationSource::Image(there), here),
+        }
+    } else {
+        (MigrationSource::Spec(record.source_spec.clone()), here)
     };
     Ok(Migration { source, target, state: record.state.to_string(), description: record.description.clone() })
 }

@@ -5,7 +5,19 @@ use jiff::tz::TimeZone;
 
 /// `Sat Nov 21 20:37:27 2026`, in the machine's time zone. Empty for 0, which stands for "not known".
 pub(crate) fn local(seconds: u64) -> String {
-    at(seconds, &TimeZone::system())
+    at(seconds, &zone())
+}
+
+/// The machine's time zone.
+#[cfg(not(test))]
+fn zone() -> TimeZone {
+    TimeZone::system()
+}
+
+/// A fixed one, so that tests mean the same everywhere.
+#[cfg(test)]
+fn zone() -> TimeZone {
+    TimeZone::UTC
 }
 
 /// The same in a given time zone.

@@ -2,7 +2,8 @@
 
 use ferry_core::size::format_size;
 use ferry_node::api::{
-    ChildImage, DiffExtent, ImageInfo, ImageStatus, ListedImage, LockList, Migration, ParentInfo, Usage,
+    ChildImage, DiffExtent, ImageInfo, ImageStatus, ListedImage, LockList, Migration, MigrationEnd,
+    MigrationSource, Usage,
 };
 
 use super::super::output::{Align, Node, Table, local};
@@ -105,9 +106,9 @@ pub(crate) fn info_tree(info: &ImageInfo) -> Node {
         Node::number("order", info.order),
         Node::number("object_size", info.object_size),
     ]);
+    members.push(Node::number("snapshot_count", info.snapshot_count));
     members.extend(info.data_pool.as_ref().map(|pool| Node::text("data_pool", pool)));
     members.extend([
-        Node::number("snapshot_count", info.snapshot_count),
         Node::text("block_name_prefix", &info.block_name_prefix),
         Node::number("format", 2),
         Node::names("features", "feature", &info.features),
@@ -147,7 +148,7 @@ pub(crate) fn info_tree(info: &ImageInfo) -> Node {
 }
 
 /// One end of a migration.
-fn end_text(end: &ParentInfo) -> String {
+fn end_text(end: &MigrationEnd) -> String {
     let namespace = if end.namespace.is_empty() { String::new() } else { format!("{}/", end.namespace) };
     format!("{}/{namespace}{} ({})", end.pool, end.image, end.id)
 }
@@ -167,7 +168,10 @@ pub(crate) fn status(status: &ImageStatus) -> String {
         };
         text.push_str(&format!(
             "Migration:\n\tsource: {}\n\tdestination: {}\n\tstate: {}{description}\n",
-            end_text(&migration.source),
+            match &migration.source {
+                MigrationSource::Image(end) => end_text(end),
+                MigrationSource::Spec(spec) => spec.clone(),
+            },
             end_text(&migration.target),
             migration.state
         ));
@@ -193,15 +197,20 @@ pub(crate) fn status_tree(status: &ImageStatus) -> Node {
 }
 
 fn migration_tree(migration: &Migration) -> Node {
-    let mut members = Vec::new();
-    for (side, end) in [("source", &migration.source), ("dest", &migration.target)] {
-        members.extend([
-            Node::text(&format!("{side}_pool_name"), &end.pool),
-            Node::text(&format!("{side}_pool_namespace"), &end.namespace),
-            Node::text(&format!("{side}_image_name"), &end.image),
-            Node::text(&format!("{side}_image_id"), &end.id),
-        ]);
-    }
+    let end = |side: &str, end: &MigrationEnd| {
+        [
+            ("pool_name", &end.pool),
+            ("pool_namespace", &end.namespace),
+            ("image_name", &end.image),
+            ("image_id", &end.id),
+        ]
+        .map(|(key, value)| Node::text(&format!("{side}_{key}"), value))
+    };
+    let mut members = match &migration.source {
+        MigrationSource::Image(source) => end("source", source).to_vec(),
+        MigrationSource::Spec(spec) => vec![Node::text("source_spec", spec)],
+    };
+    members.extend(end("dest", &migration.target));
     members.push(Node::text("state", &migration.state));
     members.push(Node::text("state_description", &migration.description));
     Node::object("migration", members)
