@@ -120,6 +120,7 @@ impl Engine {
         let mut core = self.lock();
         core.check_writable()?;
         core.log_seal()?;
+        core.settle_all()?;
         let mut live = core.live_blocks(no)?;
         if live.is_empty() {
             core.evict_pages(no)?;

@@ -19,7 +19,8 @@ use crate::key::{self, Key, KeyReader, Tag};
 use crate::limits::{BLOCK, FRAGMENT_MAX, PAGE_ENTRY_MAX};
 use crate::log::Log;
 use crate::object::{ObjectRecord, PoolRecord};
-use crate::record::Record;
+use crate::record::{HEAD, Record};
+use crate::sharing::Sharing;
 use crate::space::{Head, Purpose, Space};
 use crate::tree::{After, Tree};
 
@@ -54,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) next_pool: i64,
     /// Snapshots released whose versions are still there.
     pub(crate) released: std::collections::BTreeSet<(i64, u64)>,
+    /// Shares not yet carried out.
+    pub(crate) sharing: Sharing,
     /// Readers in flight hold this; a segment emptied meanwhile is not used again while they do.
     pub(crate) era: Arc<()>,
     /// Segments emptied, with the era whose readers may still look at them.
@@ -264,6 +267,9 @@ impl Core {
 
     /// A chunk of a version's table.
     pub(crate) fn chunk(&mut self, at: ChunkKey) -> Result<&mut Cached<Box<Chunk>>> {
+        if at.1 == HEAD && self.sharing.concerns(at.0, at.2) {
+            self.settle_chunk(at.0, at.2)?;
+        }
         if self.chunks.peek(&at).is_none() {
             let value = match self.tree.get(key::table(at.0, at.1, at.2).bytes())? {
                 Some(bytes) => Box::new(Chunk::decode(&bytes)?),
@@ -292,6 +298,7 @@ impl Core {
 
     /// Writes everything changed in the caches to the index.
     pub(crate) fn write_back(&mut self) -> Result<()> {
+        self.settle_all()?;
         let mut chunks: Vec<(ChunkKey, Option<Vec<u8>>)> = Vec::new();
         for (at, entry) in self.chunks.iter_mut().filter(|(_, e)| e.dirty) {
             chunks.push((*at, (!entry.value.is_empty()).then(|| entry.value.encode())));

@@ -387,6 +387,7 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         next_version: superblock.next_version,
         next_pool: 1,
         released: std::collections::BTreeSet::new(),
+        sharing: crate::sharing::Sharing::default(),
         era: Arc::new(()),
         retired: Vec::new(),
         cleaned: std::collections::BTreeSet::new(),

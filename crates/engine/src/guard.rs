@@ -54,7 +54,6 @@ impl Core {
                         Some((inode, _)) => {
                             self.get_long(&Key::new(Tag::Xattr).u64(inode).text(name.as_bytes()))?
                         }
-                        None if creates => None,
                         None => return Err(missing()),
                     };
                     equal(found, value, id)?;

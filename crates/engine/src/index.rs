@@ -5,7 +5,7 @@ use ferry_core::{Error, Namespace, ObjectId, PoolId, Result};
 
 use crate::address::{Address, Block};
 use crate::core::{Cached, Core, name_key};
-use crate::key::{self, Key, KeyReader, Tag};
+use crate::key::{Key, KeyReader, Tag};
 use crate::limits::CHUNK_BLOCKS;
 use crate::object::{CloneRecord, ObjectRecord, PoolRecord, blocks_of};
 use crate::record::{BlockRef, HEAD, Record};
@@ -108,7 +108,7 @@ impl Core {
         Ok(())
     }
 
-    fn count_blocks(&mut self, pool: PoolId, by: i64) -> Result<()> {
+    pub(crate) fn count_blocks(&mut self, pool: PoolId, by: i64) -> Result<()> {
         if by == 0 {
             return Ok(());
         }
@@ -132,7 +132,12 @@ impl Core {
     }
 
     fn apply_remove(&mut self, inode: u64) -> Result<()> {
-        let blocks = self.object(inode)?.value.blocks();
+        self.settle_dependents(inode)?;
+        let object = &self.object(inode)?.value;
+        let blocks = object.blocks();
+        if object.clones.is_empty() {
+            self.sharing.forget_target(inode);
+        }
         self.set_head(inode, 0, blocks, |_| Block::Absent)?;
         self.delete_all(&Key::new(Tag::Omap).u64(inode))?;
         self.delete_all(&Key::new(Tag::Xattr).u64(inode))?;
@@ -173,7 +178,8 @@ impl Core {
 
     /// Sets blocks of HEAD; what the newest preserved version needs of them goes to it.
     #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
-    fn set_head(&mut self, inode: u64, block: u32, count: u32, new: impl Fn(u32) -> Block) -> Result<()> {
+    pub(crate) fn set_head(&mut self, inode: u64, block: u32, count: u32, new: impl Fn(u32) -> Block) -> Result<()> {
+        self.settle_dependents(inode)?;
         let object = &self.object(inode)?.value;
         let pool = object.id.pool;
         let keepers = keepers(&object.clones);
@@ -240,59 +246,6 @@ impl Core {
         Ok((self.chunk((inode, HEAD, chunk))?.value.get(i), HEAD))
     }
 
-    fn apply_share(&mut self, source: BlockRef, count: u32, inode: u64, block: u32) -> Result<()> {
-        let mut done = 0;
-        while done < count {
-            let n = (count - done).min(offset(CHUNK_BLOCKS));
-            let mut fresh = Vec::with_capacity(n as usize);
-            for i in 0..n {
-                let (found, owner) = self.resolve(source.inode, source.version, source.block + done + i)?;
-                let same = source.inode == inode && owner == HEAD && source.block == block;
-                fresh.push(if same {
-                    None
-                } else {
-                    Some(if found == Block::Hole { Block::Absent } else { found })
-                });
-            }
-            if fresh.iter().all(Option::is_some) {
-                self.set_head(inode, block + done, n, |i| fresh[i as usize].unwrap_or(Block::Absent))?;
-            } else {
-                for (i, one) in (0..n).zip(&fresh) {
-                    if let Some(one) = *one {
-                        self.set_head(inode, block + done + i, 1, |_| one)?;
-                    }
-                }
-            }
-            if source.inode != inode || source.block != block {
-                self.note_sharers(&fresh, inode, block + done)?;
-            }
-            done += n;
-        }
-        Ok(())
-    }
-
-    /// Notes for the cleaner who else uses these blocks, run by run.
-    fn note_sharers(&mut self, blocks: &[Option<Block>], inode: u64, block: u32) -> Result<()> {
-        let mut runs: Vec<(Address, u32, u16)> = Vec::new();
-        for (i, entry) in (0..).zip(blocks) {
-            let Some(address) = entry.and_then(Block::address) else { continue };
-            if let Some((first, target, length)) = runs.last_mut()
-                && first.segment() == address.segment()
-                && first.block() + u32::from(*length) == address.block()
-                && *target + u32::from(*length) == block + i
-            {
-                *length += 1;
-                continue;
-            }
-            runs.push((address, block + i, 1));
-        }
-        for (first, target, length) in runs {
-            let from = u16::try_from(first.block()).expect("16 bits");
-            self.put(&key::sharer(first.segment(), from, inode, target), &length.to_le_bytes())?;
-        }
-        Ok(())
-    }
-
     fn apply_drop_snap(&mut self, inode: u64, snap: u64) -> Result<()> {
         let object = self.object(inode)?;
         let pool = object.value.id.pool;
@@ -313,6 +266,7 @@ impl Core {
     /// Drops preserved version `i`: what the next older one sees through it goes to that one.
     #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
     fn drop_clone(&mut self, inode: u64, i: usize) -> Result<()> {
+        self.settle_dependents(inode)?;
         let object = self.object(inode)?;
         let gone = object.value.clones.remove(i);
         let keepers = keepers(&object.value.clones[..i]);
@@ -345,6 +299,9 @@ impl Core {
     }
 
     fn apply_move(&mut self, refs: &[BlockRef], crcs: &[u32], at: Address) -> Result<()> {
+        for r in refs {
+            self.settle_dependents(r.inode)?;
+        }
         for (n, r) in refs.iter().enumerate() {
             for (i, crc) in (0..).zip(crcs) {
                 let (chunk, slot) = split(r.block + i);

@@ -3,28 +3,17 @@
 //! The effects are played on a draft of the object; what comes out is the difference. Nothing changes before all of it is
 //! known to be possible.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use ferry_core::checksum::crc32c;
 use ferry_core::limits::{BLOCK_SIZE, OBJECT_SIZE_MAX};
 use ferry_core::{Effect, Error, ObjectId, Result, SnapContext, SnapId, WriteOp};
 
 use crate::address::Block;
 use crate::core::Core;
+use crate::draft::{Draft, Drafts};
 use crate::limits::BLOCK;
 use crate::object::{ObjectRecord, blocks_of};
 use crate::record::{BlockRef, HEAD, Record};
 use crate::space::Purpose;
-
-/// What a block of the draft becomes.
-#[derive(Clone, Debug)]
-enum Draft {
-    Data(Bytes),
-    Zero,
-    Hole,
-    Shared(BlockRef),
-}
 
 /// What a write op comes to.
 #[derive(Debug)]
@@ -46,7 +35,7 @@ struct Scratch {
     before: Option<ObjectRecord>,
     exists: bool,
     size: u64,
-    blocks: BTreeMap<u32, Draft>,
+    blocks: Drafts,
     touches_data: bool,
     metadata: Vec<Record>,
 }
@@ -71,7 +60,7 @@ impl Core {
             exists: exists || creates,
             size: before.as_ref().map_or(0, |b| b.size),
             before,
-            blocks: BTreeMap::new(),
+            blocks: Drafts::default(),
             touches_data: op.touches_data(),
             metadata: Vec::new(),
         };
@@ -145,17 +134,18 @@ impl Core {
         while at < end {
             let block = index(at / BLOCK_SIZE);
             let from = within(at);
-            let n = (BLOCK - from).min(within_usize(end - at));
             let taken = within_usize(at - offset);
-            let part = data.slice(taken..taken + n);
-            let whole = if n == BLOCK {
-                part
-            } else {
-                let mut bytes = self.draft_bytes(s, block)?.unwrap_or_else(|| vec![0; BLOCK]);
-                bytes[from..from + n].copy_from_slice(&part);
-                Bytes::from(bytes)
-            };
-            s.blocks.insert(block, Draft::Data(whole));
+            let whole = within_usize(end - at) / BLOCK;
+            if from == 0 && whole > 0 {
+                let part = data.slice(taken..taken + whole * BLOCK);
+                s.blocks.put(block, index(whole as u64), Draft::Data(part));
+                at += (whole * BLOCK) as u64;
+                continue;
+            }
+            let n = (BLOCK - from).min(within_usize(end - at));
+            let mut bytes = self.draft_bytes(s, block)?.unwrap_or_else(|| vec![0; BLOCK]);
+            bytes[from..from + n].copy_from_slice(&data[taken..taken + n]);
+            s.blocks.put(block, 1, Draft::Data(Bytes::from(bytes)));
             at += n as u64;
         }
         s.size = s.size.max(end);
@@ -163,18 +153,27 @@ impl Core {
     }
 
     fn draft_zero(&mut self, s: &mut Scratch, offset: u64, length: u64) -> Result<()> {
-        let end = bounded(offset, length)?.min(s.size);
+        let end = bounded(offset, length)?;
+        if length == 0 || offset >= s.size {
+            return Ok(());
+        }
+        if end >= s.size {
+            return self.draft_truncate(s, offset);
+        }
         let mut at = offset;
         while at < end {
             let block = index(at / BLOCK_SIZE);
             let from = within(at);
+            let whole = within_usize(end - at) / BLOCK;
+            if from == 0 && whole > 0 {
+                s.blocks.put(block, index(whole as u64), Draft::Zero);
+                at += (whole * BLOCK) as u64;
+                continue;
+            }
             let n = (BLOCK - from).min(within_usize(end - at));
-            // Behind the size there are only zeros, so a range up to it covers its last block.
-            if from == 0 && (n == BLOCK || at + n as u64 == s.size) {
-                s.blocks.insert(block, Draft::Zero);
-            } else if let Some(mut bytes) = self.draft_bytes(s, block)? {
+            if let Some(mut bytes) = self.draft_bytes(s, block)? {
                 bytes[from..from + n].fill(0);
-                s.blocks.insert(block, Draft::Data(Bytes::from(bytes)));
+                s.blocks.put(block, 1, Draft::Data(Bytes::from(bytes)));
             }
             at += n as u64;
         }
@@ -190,7 +189,7 @@ impl Core {
                 let block = index(size / BLOCK_SIZE);
                 if let Some(mut bytes) = self.draft_bytes(s, block)? {
                     bytes[from..].fill(0);
-                    s.blocks.insert(block, Draft::Data(Bytes::from(bytes)));
+                    s.blocks.put(block, 1, Draft::Data(Bytes::from(bytes)));
                 }
             }
         }
@@ -219,27 +218,27 @@ impl Core {
         let first = index(offset / BLOCK_SIZE);
         let target = index(target_offset / BLOCK_SIZE);
         let count = blocks_of(present);
-        for i in 0..blocks_of(length) {
-            let draft = if i >= count {
-                Draft::Hole
-            } else if source == id && version == HEAD {
-                // What this op itself may overwrite is taken by value.
-                match self.resolve(inode, HEAD, first + i)?.0 {
+        let all = blocks_of(length);
+        if source == id && version == HEAD {
+            // What this op itself may overwrite is taken by value.
+            for i in 0..count {
+                let draft = match self.resolve(inode, HEAD, first + i)?.0 {
                     Block::Data(address, crc) => Draft::Data(Bytes::from(self.block_bytes_at(address, crc)?)),
                     Block::Absent | Block::Zero | Block::Hole => Draft::Hole,
-                }
-            } else {
-                Draft::Shared(BlockRef { inode, version, block: first + i })
-            };
-            s.blocks.insert(target + i, draft);
+                };
+                s.blocks.put(target + i, 1, draft);
+            }
+        } else {
+            s.blocks.put(target, count, Draft::Shared(BlockRef { inode, version, block: first }));
         }
+        s.blocks.put(target + count, all - count, Draft::Hole);
         s.size = s.size.max(target_offset + present);
         Ok(())
     }
 
     /// The bytes of a block of the draft; `None` where it reads as zeros.
     fn draft_bytes(&mut self, s: &Scratch, block: u32) -> Result<Option<Vec<u8>>> {
-        let found = match s.blocks.get(&block) {
+        let found = match s.blocks.get(block) {
             Some(Draft::Data(bytes)) => return Ok(Some(bytes.to_vec())),
             Some(Draft::Zero | Draft::Hole) => return Ok(None),
             Some(Draft::Shared(r)) => self.resolve(r.inode, r.version, r.block)?.0,
@@ -277,10 +276,8 @@ impl Scratch {
     fn hole_from(&mut self, first: u32) {
         // Also what the draft made a hole before: the index still has the blocks the object had.
         let end = blocks_of(self.size).max(self.before.as_ref().map_or(0, ObjectRecord::blocks));
-        self.blocks.retain(|b, _| *b < first);
-        for block in first..end {
-            self.blocks.insert(block, Draft::Hole);
-        }
+        self.blocks.truncate(first);
+        self.blocks.put(first, end.saturating_sub(first), Draft::Hole);
     }
 
     fn remove(&mut self) {
@@ -305,9 +302,7 @@ impl Scratch {
         let (id, size) = (clone.id, clone.size);
         self.exists = true;
         self.hole_from(0);
-        for block in 0..blocks_of(size) {
-            self.blocks.insert(block, Draft::Shared(BlockRef { inode: self.inode, version: id, block }));
-        }
+        self.blocks.put(0, blocks_of(size), Draft::Shared(BlockRef { inode: self.inode, version: id, block: 0 }));
         self.size = size;
     }
 
@@ -374,7 +369,7 @@ impl Scratch {
         } else if !existed {
             records.push(Record::Revive { inode });
         }
-        emit_blocks(inode, self.blocks, &mut records, &mut payload);
+        self.blocks.emit(inode, &mut records, &mut payload);
         if self.size != self.before.as_ref().map_or(0, |b| b.size) {
             records.push(Record::Size { inode, size: self.size });
         }
@@ -388,42 +383,6 @@ impl Scratch {
             (false, false) => Purpose::Client,
         };
         Plan { records, payload, purpose, version }
-    }
-}
-
-/// Turns blocks into as few records as possible.
-fn emit_blocks(
-    inode: u64,
-    blocks: BTreeMap<u32, Draft>,
-    records: &mut Vec<Record>,
-    payload: &mut Vec<Bytes>,
-) {
-    for (at, draft) in blocks {
-        match (draft, records.last_mut()) {
-            (Draft::Data(bytes), Some(Record::Data { block, crcs, .. }))
-                if *block as usize + crcs.len() == at as usize =>
-            {
-                crcs.push(crc32c(&bytes));
-                payload.push(bytes);
-            }
-            (Draft::Data(bytes), _) => {
-                records.push(Record::Data { inode, block: at, crcs: vec![crc32c(&bytes)] });
-                payload.push(bytes);
-            }
-            (Draft::Zero, Some(Record::Zero { block, count, .. })) if *block + *count == at => *count += 1,
-            (Draft::Zero, _) => records.push(Record::Zero { inode, block: at, count: 1 }),
-            (Draft::Hole, Some(Record::Hole { block, count, .. })) if *block + *count == at => *count += 1,
-            (Draft::Hole, _) => records.push(Record::Hole { inode, block: at, count: 1 }),
-            (Draft::Shared(r), Some(Record::Share { source, count, block, .. }))
-                if *block + *count == at
-                    && source.inode == r.inode
-                    && source.version == r.version
-                    && source.block + *count == r.block =>
-            {
-                *count += 1;
-            }
-            (Draft::Shared(r), _) => records.push(Record::Share { source: r, count: 1, inode, block: at }),
-        }
     }
 }
 

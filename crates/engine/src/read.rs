@@ -10,7 +10,7 @@ use ferry_core::{Error, Result, SparseData};
 use crate::address::{Address, Block};
 use crate::core::Core;
 use crate::disk::{Disk, FileId};
-use crate::index::{pieces, split};
+use crate::index::pieces;
 use crate::limits::BLOCK;
 use crate::record::HEAD;
 
@@ -60,22 +60,22 @@ impl Core {
             return Ok(job);
         }
         for (chunk, block, from, n) in pieces(first, last - first) {
-            if version == HEAD {
+            let table = if version == HEAD {
                 let entry = self.chunk((inode, HEAD, chunk))?;
                 if entry.value.is_empty() {
                     continue;
                 }
-                let blocks: Vec<Block> = (from..from + n).map(|i| entry.value.get(i)).collect();
-                for (i, found) in (0..).zip(blocks) {
-                    self.add_block(&mut job, block + i, found, (offset, end));
+                if n == 1 {
+                    let found = entry.value.get(from);
+                    self.add_block(&mut job, block, found, (offset, end));
+                    continue;
                 }
+                (*entry.value).clone()
             } else {
-                for i in 0..n {
-                    let at = block + u32::try_from(i).expect("a chunk is small");
-                    debug_assert_eq!(split(at).0, chunk);
-                    let found = self.resolve(inode, version, at)?.0;
-                    self.add_block(&mut job, at, found, (offset, end));
-                }
+                self.resolved_chunk(inode, version, chunk)?
+            };
+            for (i, slot) in (0..).zip(from..from + n) {
+                self.add_block(&mut job, block + i, table.get(slot), (offset, end));
             }
         }
         Ok(job)

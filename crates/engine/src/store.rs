@@ -66,15 +66,21 @@ impl Engine {
     ) -> Result<()> {
         let attribute = format!("lock.{name}");
         loop {
-            let before = self.lock().lock_value(id, &attribute)?;
+            let (exists, before) = {
+                let mut core = self.lock();
+                (core.version_at(id, SnapId::HEAD).is_ok(), core.lock_value(id, &attribute)?)
+            };
             let mut info =
                 before.as_ref().map_or_else(|| Ok(LockInfo::default()), |b| LockInfo::decode(b))?;
             change(&mut info)?;
-            let guard = Guard::XattrCompare { name: attribute.clone(), value: before.unwrap_or_default() };
+            let guard = if exists {
+                Guard::XattrCompare { name: attribute.clone(), value: before.unwrap_or_default() }
+            } else {
+                Guard::CreateExclusive
+            };
             let set = Effect::XattrSet(attribute.clone(), info.encode());
-            let op = WriteOp::new().guard(guard).effect(Effect::Create).effect(set).full_try();
-            match self.do_write(id, &op) {
-                Err(e) if e.kind() == ErrorKind::Conflict => {}
+            match self.do_write(id, &WriteOp::new().guard(guard).effect(set).full_try()) {
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Exists | ErrorKind::NotFound) => {}
                 done => return done.map(drop),
             }
         }
