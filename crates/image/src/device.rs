@@ -35,7 +35,7 @@ struct Inner {
     /// Held by requests while they run; closed while the image is opened again.
     gate: Gate,
     state: Mutex<State>,
-    /// Whether the watch is gone.
+    /// Whether the watch is gone, or the device closed.
     is_lost: AtomicBool,
 }
 
@@ -101,6 +101,20 @@ impl ImageDevice {
     /// The lock may have been given back; the next write finds out.
     pub async fn release(&self) -> Result<()> {
         self.reopen(async |image: &mut Image| give_back(image).await).await
+    }
+
+    /// Makes everything durable, gives the lock back once all requests under way are done, and refuses all that come later. The
+    /// watch ends when the last clone of the device is dropped.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    /// The device may be closed or still open.
+    pub async fn close(self) -> Result<()> {
+        let _closed = self.inner.gate.close().await;
+        self.inner.is_lost.store(true, Ordering::Release);
+        self.image().close().await
     }
 
     /// Runs `change` on the image while no request is under way, then reads the header and opens it again. For what must not
@@ -211,7 +225,7 @@ impl Inner {
     /// Refuses to go on without a watch.
     fn check(&self) -> Result<()> {
         if self.is_lost.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Fenced, "the watch on the image was lost"));
+            return Err(Error::new(ErrorKind::Fenced, "the device was closed, or its watch was lost"));
         }
         Ok(())
     }

@@ -128,7 +128,7 @@ fn a_snapshot_through_the_device_needs_nobody_to_answer_it_but_itself() {
         attending(&b, a.write(0, Bytes::from_static(b"old"))).await.unwrap();
         let snap = a.exclusively(async |image: &mut Image| snapshot::create(image, "s").await);
         // `b` answers the news of the snapshot, `a` its own.
-        let id = attending(&b, attending(&a, snap)).await.unwrap();
+        let id = attending(&b, Box::pin(attending(&a, snap))).await.unwrap();
         attending(&b, a.write(0, Bytes::from_static(b"new"))).await.unwrap();
         let then = a.image().revision_at(id).await.unwrap();
         assert_eq!(&then.read_bytes(0, 3).await.unwrap()[..], b"old");

@@ -36,7 +36,7 @@ impl World {
             self.compare_around(&device, n, offset, length).await?;
         }
         device.flush().await?;
-        device.image().close().await
+        device.close().await
     }
 
     /// Compares a range and what lies beside it.
