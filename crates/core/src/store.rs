@@ -71,7 +71,8 @@ pub enum Guard {
         /// What it must hold; empty also matches an absent key.
         value: Bytes,
     },
-    /// The xattr equals `value`, an absent one counting as empty. Errors as `OmapCompare`.
+    /// The xattr equals `value`, an absent one counting as empty. Fails with `Conflict` (125); on a missing object with
+    /// `NotFound` (2), whatever else the op does.
     XattrCompare {
         /// The attribute's name.
         name: String,
@@ -95,7 +96,8 @@ pub enum Effect {
     },
     /// Replace all data; the size becomes the length.
     WriteFull(Bytes),
-    /// Make a range read as zeros and occupy nothing. Never changes the size; what lies past the end is ignored.
+    /// Make a range read as zeros and occupy nothing. One that reaches the end or past it cuts the object: the size
+    /// becomes `offset`, as if truncated. One that is empty or begins at or past the end does nothing.
     /// An object that does not exist stays so.
     Zero {
         /// Bytes from the start of the object.
@@ -564,7 +566,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Says that a snapshot is gone: versions only it needed are dropped in the background. Unknown ids are no error.
     fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()>;
 
-    /// Lists objects that exist at HEAD: of one namespace, or of all. May cost the whole pool.
+    /// Lists objects that exist at HEAD: of one namespace, or of all. A store may also list those of which only preserved
+    /// versions are left (RADOS does). May cost the whole pool.
     fn list_objects(
         &self,
         pool: PoolId,

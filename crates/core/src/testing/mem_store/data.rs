@@ -58,8 +58,17 @@ impl Data {
         self.blocks.insert(index, block.freeze());
     }
 
-    /// Makes a range read as zeros; blocks wholly inside it, or up to the end, become holes.
+    /// Makes a range read as zeros; one that reaches the end cuts there.
     pub(super) fn zero(&mut self, offset: u64, length: u64) {
+        if length > 0 && offset < self.size && offset + length >= self.size {
+            self.truncate(offset);
+        } else {
+            self.punch(offset, length);
+        }
+    }
+
+    /// Makes a range read as zeros; blocks wholly inside it, or up to the end, become holes. The size stays.
+    fn punch(&mut self, offset: u64, length: u64) {
         let length = length.min(self.size.saturating_sub(offset));
         for index in touched(offset, length) {
             let (from, to) = within(index, offset, length);
@@ -74,7 +83,7 @@ impl Data {
     /// Sets the size.
     pub(super) fn truncate(&mut self, size: u64) {
         if size < self.size {
-            self.zero(size, self.size - size);
+            self.punch(size, self.size - size);
         }
         self.size = size;
     }
@@ -98,7 +107,7 @@ impl Data {
 
     /// Makes `[target, +length)` what `[offset, +length)` of `source` is.
     pub(super) fn share(&mut self, source: &Self, offset: u64, length: u64, target: u64) {
-        self.zero(target, length);
+        self.punch(target, length);
         for (at, bytes) in source.extents(offset, length) {
             self.write(target + (at - offset), &bytes);
         }

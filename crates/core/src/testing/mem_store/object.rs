@@ -66,10 +66,10 @@ impl Object {
                     created = true;
                     continue;
                 }
-                (None, Guard::AssertExists | Guard::AssertVersion(_)) => return Err(missing()),
-                (None, Guard::OmapCompare { .. } | Guard::XattrCompare { .. }) if !created => {
+                (None, Guard::AssertExists | Guard::AssertVersion(_) | Guard::XattrCompare { .. }) => {
                     return Err(missing());
                 }
+                (None, Guard::OmapCompare { .. }) if !created => return Err(missing()),
                 (head, _) => head.as_ref(),
             };
             match guard {

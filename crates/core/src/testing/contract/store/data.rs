@@ -91,7 +91,7 @@ pub(super) fn write_full_replaces_everything(place: &Place) {
     assert_eq!(place.bytes("new"), b"", "it exists, with size 0");
 }
 
-pub(super) fn zero_makes_holes_and_keeps_the_size(place: &Place) {
+pub(super) fn zero_makes_holes_and_cuts_at_the_end(place: &Place) {
     place.write("o", WriteOp::new().write(0, filled(1, 4 * BLOCK)));
     place.write("o", op(Effect::Zero { offset: 100, length: 2 * BLOCK }));
     let mut expected = vec![1; 4 * 4096];
@@ -99,10 +99,16 @@ pub(super) fn zero_makes_holes_and_keeps_the_size(place: &Place) {
     assert_eq!(place.bytes("o"), expected);
     assert_eq!(place.extents("o", BLOCK, BLOCK), [], "a block wholly zeroed is a hole");
     place.write("o", op(Effect::Zero { offset: 3 * BLOCK, length: 5 * BLOCK }));
-    expected[3 * 4096..].fill(0);
-    assert_eq!(place.bytes("o"), expected, "the size stays");
+    expected.truncate(3 * 4096);
+    assert_eq!(place.bytes("o"), expected, "a range past the end cuts");
     place.write("o", op(Effect::Zero { offset: 100 * BLOCK, length: BLOCK }));
-    assert_eq!(place.bytes("o"), expected, "past the end is ignored");
+    place.write("o", op(Effect::Zero { offset: 3 * BLOCK, length: BLOCK }));
+    place.write("o", op(Effect::Zero { offset: 0, length: 0 }));
+    place.write("o", op(Effect::Zero { offset: 2 * BLOCK, length: 0 }));
+    assert_eq!(place.bytes("o"), expected, "one wholly past the end, or empty, is ignored");
+    place.write("o", op(Effect::Zero { offset: 2 * BLOCK + 7, length: BLOCK - 7 }));
+    expected.truncate(2 * 4096 + 7);
+    assert_eq!(place.bytes("o"), expected, "one up to the end cuts too");
     place.write("o", WriteOp::new().write(BLOCK, text("back")));
     expected[4096..4100].copy_from_slice(b"back");
     assert_eq!(place.bytes("o"), expected);

@@ -83,20 +83,32 @@ pub(super) fn xattr_compare_takes_absent_for_empty(place: &Place) {
     assert_eq!(place.xattrs("o")["seen"], text("v"));
 }
 
-pub(super) fn compares_on_a_missing_object_need_a_create_first(place: &Place) {
-    let omap = |value| Guard::OmapCompare { key: text("k"), value: text(value) };
-    for guard in [omap(""), omap("v"), xattr("a", ""), xattr("a", "v")] {
-        place.refuses("o", WriteOp::new().guard(guard).omap_set("x", ""), ErrorKind::NotFound, Errno::ENOENT);
+pub(super) fn xattr_compare_needs_the_object(place: &Place) {
+    for value in ["", "v"] {
+        for op in [
+            WriteOp::new(),
+            WriteOp::new().effect(Effect::Create),
+            WriteOp::new().guard(Guard::CreateExclusive),
+        ] {
+            let op = op.guard(xattr("a", value)).omap_set("x", "");
+            place.refuses("o", op, ErrorKind::NotFound, Errno::ENOENT);
+        }
     }
-    for guard in [omap("v"), xattr("a", "v")] {
-        let op = WriteOp::new().effect(Effect::Create).guard(guard).omap_set("x", "");
-        place.refuses("o", op, ErrorKind::Conflict, Errno::ECANCELED);
+    assert_eq!(place.stat("o"), None);
+}
+
+pub(super) fn omap_compare_on_a_missing_object_needs_a_create_first(place: &Place) {
+    let compare = |value| Guard::OmapCompare { key: text("k"), value: text(value) };
+    for value in ["", "v"] {
+        let op = WriteOp::new().guard(compare(value)).omap_set("x", "");
+        place.refuses("o", op, ErrorKind::NotFound, Errno::ENOENT);
     }
+    let op = WriteOp::new().effect(Effect::Create).guard(compare("v")).omap_set("x", "");
+    place.refuses("o", op, ErrorKind::Conflict, Errno::ECANCELED);
     assert_eq!(place.stat("o"), None, "a refused op makes no object");
-    place.write("o", WriteOp::new().effect(Effect::Create).guard(omap("")).omap_set("k", "1"));
-    place.write("p", WriteOp::new().guard(Guard::CreateExclusive).guard(omap("")).omap_set("k", "2"));
-    place.write("q", WriteOp::new().effect(Effect::Create).guard(xattr("a", "")).omap_set("k", "3"));
-    for (name, value) in [("o", "1"), ("p", "2"), ("q", "3")] {
+    place.write("o", WriteOp::new().effect(Effect::Create).guard(compare("")).omap_set("k", "1"));
+    place.write("p", WriteOp::new().guard(Guard::CreateExclusive).guard(compare("")).omap_set("k", "2"));
+    for (name, value) in [("o", "1"), ("p", "2")] {
         assert_eq!(place.omap(name), [(text("k"), text(value))]);
     }
 }
