@@ -277,7 +277,7 @@ pub fn is_expired(entry: &TrashEntry, now: Timestamp) -> bool {
 /// # Errors
 /// `NotFound` (2) where it is not in the trash; `Denied` (1) where it is protected by time and `force` is not given;
 /// `Corrupt` (117) where it is on its way in, `Busy` (16) where it is on its way out; `ReadOnly` (30) for the source of
-/// a migration; those of [`remove::remove_by_id`].
+/// a migration; those of [`remove::remove`].
 ///
 /// # Crash safety
 /// After a crash midway the same call finishes.
@@ -293,6 +293,10 @@ pub async fn remove(pool: &Pool, id: &str, force: Force, progress: Progress<'_>)
         TrashState::Restoring | TrashState::Unknown(_) => {
             return Err(Error::busy("image in the trash is being restored"));
         }
+    }
+    if entry.source == TrashSource::Migration {
+        // Also where its header does not say so: a prepare that was cut off has not come to that yet.
+        return Err(Error::new(ErrorKind::ReadOnly, "image being migrated").with("id", id));
     }
     if force == Force::No && !is_expired(&entry, pool.env.clock.now()) {
         return Err(Error::new(ErrorKind::Denied, "deferment time has not expired").errno_is(Errno::EPERM));

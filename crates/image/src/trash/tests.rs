@@ -96,6 +96,8 @@ fn the_source_of_a_migration_is_neither_restored_nor_purged() {
     let pool = world.pool("p");
     let id = block_on(move_in(&pool, "a", TrashSource::Migration, Duration::ZERO)).unwrap();
     assert_eq!(block_on(restore(&pool, &id, None, None)).unwrap_err().errno(), Errno::EINVAL);
+    let refused = block_on(remove(&pool, &id, Force::Yes, &mut silent)).unwrap_err();
+    assert_eq!(refused.errno(), Errno::EROFS);
     let purged =
         block_on(purge(&pool, Timestamp { seconds: u32::MAX, nanoseconds: 0 }, &mut silent)).unwrap();
     assert!(purged.removed.is_empty() && purged.failed.is_empty());
