@@ -213,6 +213,7 @@ impl Store for DyingStore {
 /// Runs `act` in a new world, after `set_up`, with a client that dies after 0, 1, 2, … changes, until it lives to the end.
 /// After each death, `act` runs again with a healthy client and must succeed where `again` says so; then `check` looks at
 /// the world.
+#[expect(clippy::needless_pass_by_value, reason = "closures are written at the call")]
 pub(crate) fn die_everywhere(
     set_up: impl Fn(&World),
     act: impl AsyncFn(&World, &Pool) -> Result<()>,

@@ -1,6 +1,8 @@
 //! Every value in `tests/golden`, which stock `rbd` wrote, decodes to its last byte and encodes back to the same bytes; and
 //! what ferry says of those images is what `rbd` says.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
