@@ -85,7 +85,7 @@ fn all() -> Vec<Golden> {
 }
 
 /// A store with the golden pools under their numbers and all golden objects in them.
-fn world() -> (Arc<MemStore>, Env) {
+pub(crate) fn world() -> (Arc<MemStore>, Env) {
     let env = test_env(3);
     let store = MemStore::new(&env);
     let numbers: BTreeMap<String, i64> =
