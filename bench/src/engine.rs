@@ -365,7 +365,7 @@ pub(crate) fn recovery(directory: &Path, report: &mut Report) -> Done<()> {
         place.fill(GIB, OBJECT)?;
         place.engine.checkpoint().map_err(text)?;
         let (rng, data) = (Numbers::new(1), noise(BLOCK));
-        for n in 0..GIB / BLOCK - 4000 {
+        for n in 0..240_000 {
             place.write(rng.below(GIB / BLOCK) * BLOCK, data.clone())?;
             if n % 32 == 0 {
                 // Batches as small as a busy guest makes them.

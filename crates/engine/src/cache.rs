@@ -1,7 +1,8 @@
 //! A cache of two generations: an approximation of least-recently-used that costs one hash lookup.
 
-use std::collections::HashMap;
 use std::hash::Hash;
+
+use rustc_hash::FxHashMap as HashMap;
 
 /// Entries used lately, and those used before that. When the young generation is full the old one is handed out to be
 /// dropped (or written back) and the young one grows old.
@@ -15,7 +16,7 @@ pub(crate) struct Cache<K, V> {
 impl<K: Hash + Eq, V> Cache<K, V> {
     /// A cache of up to twice `capacity` entries.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), capacity: capacity.max(8) }
+        Self { young: HashMap::default(), old: HashMap::default(), capacity: capacity.max(8) }
     }
 
     /// The entry of `key`, made young.

@@ -6,7 +6,7 @@
 //! - Moving is a record like any other, so a crash at any point leaves either place right.
 //! - A cleaned segment becomes free through the next checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use ferry_core::{Error, ErrorKind, Result};
@@ -28,17 +28,30 @@ use crate::tree::After;
 const STEP_BLOCKS: usize = 256;
 
 /// Share of free segments (hundredths of those in use) below which the cleaner works.
-const LOW_WATER_PERCENT: u64 = 12;
+const LOW_WATER_PERCENT: u64 = 1;
+
+/// Free segments, at the least, below which the cleaner works.
+const LOW_WATER_SEGMENTS: u64 = 2;
 
 /// Share of dead blocks (hundredths of those used) above which the cleaner works though there is room. Above what a store
 /// kept 70 % live can have, so that such a one is cleaned only for need.
 const DEAD_PERCENT: u64 = 40;
+
+/// Emptied segments that are worth a checkpoint by themselves.
+const EMPTY_SEGMENTS: u64 = 4;
 
 /// Dead segments' worth that is not worth cleaning for.
 const DEAD_SEGMENTS: u64 = 4;
 
 /// A live block of a victim: everyone who points at it, and the CRC.
 type Live = (Vec<BlockRef>, Address, u32);
+
+/// The victim that is being emptied, and what was found to live in it. Looked at again before it is moved.
+#[derive(Debug)]
+pub(crate) struct Cleaning {
+    segment: SegmentNo,
+    live: VecDeque<Live>,
+}
 
 impl Engine {
     /// Cleans a little if the store needs it. `true` where there is more to do.
@@ -49,12 +62,12 @@ impl Engine {
                 return Ok(false);
             }
             core.release_retired()?;
-            if !core.wants_cleaning()? {
+            if !core.wants_cleaning()? && !core.frees_enough()? {
                 return Ok(false);
             }
-            core.victim()
+            core.cleaning.as_ref().map(|c| c.segment).or_else(|| core.victim())
         };
-        if self.free_emptied()? {
+        if self.lock().frees_enough()? && self.free_emptied()? {
             return Ok(true);
         }
         match victim {
@@ -121,18 +134,22 @@ impl Engine {
         core.check_writable()?;
         core.log_seal()?;
         core.settle_all()?;
-        let mut live = core.live_blocks(no)?;
-        if live.is_empty() {
-            core.evict_pages(no)?;
-            core.counters.cleaned_segments += 1;
-            core.set_cleaned(no);
-            return Ok(false);
+        if core.cleaning.as_ref().is_none_or(|c| c.segment != no || c.live.is_empty()) {
+            let mut live = core.live_blocks(no)?;
+            if live.is_empty() {
+                core.cleaning = None;
+                core.evict_pages(no)?;
+                core.counters.cleaned_segments += 1;
+                core.set_cleaned(no);
+                return Ok(false);
+            }
+            // In the order of the objects, so that what was written scattered is read back together.
+            live.sort_by(|a, b| a.0[0].cmp(&b.0[0]));
+            core.cleaning = Some(Cleaning { segment: no, live: live.into() });
         }
-        // In the order of the objects, so that what was written scattered is read back together.
-        live.sort_by(|a, b| a.0[0].cmp(&b.0[0]));
-        live.truncate(STEP_BLOCKS);
+        let step = core.next_moves(STEP_BLOCKS)?;
         let written = core.log.written_bytes;
-        core.move_blocks(&live)?;
+        core.move_blocks(&step)?;
         core.log_seal()?;
         core.counters.cleaner_bytes += core.log.written_bytes - written;
         drop(core);
@@ -146,10 +163,19 @@ impl Core {
     fn wants_cleaning(&self) -> Result<bool> {
         let in_use = self.space.in_use();
         let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
+        let free = free + self.space.empty().len() as u64;
         let (used, live) = self.space.usage();
         let dead = used.saturating_sub(live);
         let much = dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
-        Ok(much || free * 100 < in_use * LOW_WATER_PERCENT)
+        Ok(much || free < LOW_WATER_SEGMENTS.max(in_use * LOW_WATER_PERCENT / 100))
+    }
+
+    /// Whether the emptied segments are worth the checkpoint that frees them: many of them, or nothing else left.
+    fn frees_enough(&self) -> Result<bool> {
+        let empty = self.space.empty().len() as u64;
+        let many = (self.space.in_use() / 64).max(EMPTY_SEGMENTS);
+        let short = u64::from(self.space.reserve()) + 2;
+        Ok(empty >= many || (empty > 0 && self.space.available(&*self.disk)? <= short))
     }
 
     /// The segment whose cleaning pays best: free space gained, weighed by age, per block to move.
@@ -246,6 +272,30 @@ impl Core {
             }
         }
         Ok(live)
+    }
+
+    /// Takes the next live blocks of the victim, as they are now: who points at each may have changed since they were found.
+    fn next_moves(&mut self, max: usize) -> Result<Vec<Live>> {
+        let mut step = Vec::new();
+        while step.len() < max {
+            let Some((refs, at, crc)) = self.cleaning.as_mut().and_then(|c| c.live.pop_front()) else { break };
+            let mut still = Vec::with_capacity(refs.len());
+            for r in refs {
+                if !self.has_object(r.inode)? {
+                    continue;
+                }
+                let object = &self.object(r.inode)?.value;
+                let exists = r.version == HEAD || object.clones.iter().any(|c| c.id == r.version);
+                let (chunk, i) = split(r.block);
+                if exists && self.chunk((r.inode, r.version, chunk))?.value.get(i) == Block::Data(at, crc) {
+                    still.push(r);
+                }
+            }
+            if !still.is_empty() {
+                step.push((still, at, crc));
+            }
+        }
+        Ok(step)
     }
 
     /// Adds the versions of an object that have block `block` at `at`.

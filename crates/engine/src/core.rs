@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) era: Arc<()>,
     /// Segments emptied, with the era whose readers may still look at them.
     pub(crate) retired: Vec<(Arc<()>, Vec<SegmentNo>)>,
+    /// The segment being emptied.
+    pub(crate) cleaning: Option<crate::cleaner::Cleaning>,
     /// Segments with only index pages left in them, all marked to be written elsewhere.
     pub(crate) cleaned: std::collections::BTreeSet<SegmentNo>,
     /// Whether a change since the last checkpoint needs another.

@@ -34,7 +34,7 @@ pub const FRAGMENT_MAX: usize = 700;
 pub const RESERVE_SEGMENTS: u32 = 4;
 
 /// Share of the capacity kept in reserve, in hundredths, where that is more than `RESERVE_SEGMENTS`.
-pub const RESERVE_PERCENT: u32 = 5;
+pub const RESERVE_PERCENT: u32 = 1;
 
 /// Index pages changed since the last checkpoint at which the next is due: 32 MiB of memory.
 pub const DIRTY_PAGES_MAX: usize = 8192;
