@@ -89,6 +89,9 @@ bluestore cache autotune = false
 bluestore cache size = 67108864
 osd op num shards = 2
 osd client watch timeout = 10
+# Snapshot ids and pools come from the monitor, which otherwise gathers changes for a second.
+paxos propose interval = 0.02
+paxos min wait = 0.01
 [client]
 keyring = $DIR/keyring
 CONF

@@ -1,0 +1,296 @@
+//! Watch and notify: callbacks find their watch by number and put what came into its queue.
+//!
+//! # Invariants
+//! - librados gets a number, never a pointer: a callback after the end of a watch finds nothing and does nothing.
+//! - A watch stays registered until librados has confirmed its end, so that what comes in between is still answered.
+//! - I/O contexts that a callback was the last to hold are buried, not dropped there (see [`super`]).
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::{null_mut, without_provenance_mut};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_core::denc::Decoder;
+use ferry_core::watch::{Notification, NotifyReply, WatchEvent, WatchHandle, WatchReceiver, WatchSender};
+use ferry_core::{ClientId, Errno, Error, Result};
+
+use super::completion::submit;
+use super::{IoCtx, copied};
+use crate::errno::check;
+use crate::ffi::Api;
+use crate::limits::NOTIFY_SECONDS_MAX;
+
+/// Where a watch's events go.
+#[derive(Debug)]
+enum Inbox {
+    /// Nobody can take them yet: the registration is under way.
+    Early(Vec<WatchEvent>),
+    /// To the receiver.
+    Open(WatchSender),
+    /// Nobody wants them: they answer for themselves when dropped.
+    Closed,
+}
+
+/// One watch.
+#[derive(Debug)]
+struct Watching {
+    io: Arc<IoCtx>,
+    object: CString,
+    inbox: Mutex<Inbox>,
+}
+
+static WATCHES: Mutex<BTreeMap<usize, Arc<Watching>>> = Mutex::new(BTreeMap::new());
+/// Never dropped on librados' threads; emptied by whoever comes next on one of ours.
+static BURIED: Mutex<Vec<Arc<Watching>>> = Mutex::new(Vec::new());
+static NUMBER_LAST: AtomicUsize = AtomicUsize::new(0);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watching {
+    /// Passes an event on. What nobody takes is dropped, and so answered, outside the lock.
+    fn deliver(&self, event: WatchEvent) {
+        let mut inbox = locked(&self.inbox);
+        let left = match &mut *inbox {
+            Inbox::Early(events) => {
+                events.push(event);
+                None
+            }
+            Inbox::Open(sender) => sender.send(event).err(),
+            Inbox::Closed => Some(event),
+        };
+        drop(inbox);
+        drop(left);
+    }
+
+    /// Lets nothing in any more.
+    fn close(&self) {
+        let old = std::mem::replace(&mut *locked(&self.inbox), Inbox::Closed);
+        drop(old);
+    }
+}
+
+/// Runs on librados' thread.
+unsafe extern "C" fn on_notify(
+    arg: *mut c_void,
+    notify_id: u64,
+    handle: u64,
+    notifier: u64,
+    data: *mut c_void,
+    length: usize,
+) {
+    let found = locked(&WATCHES).get(&arg.addr()).cloned();
+    let Some(watching) = found else { return };
+    let payload = copied(data.cast(), length);
+    let answered = Arc::clone(&watching);
+    let ack = Box::new(move |answer: Bytes| {
+        acknowledge(&answered, notify_id, handle, &answer);
+        locked(&BURIED).push(answered);
+    });
+    watching.deliver(WatchEvent::Notify(Notification::new(ClientId(notifier), payload.into(), ack)));
+    locked(&BURIED).push(watching);
+}
+
+/// Runs on librados' thread.
+unsafe extern "C" fn on_loss(arg: *mut c_void, _cookie: u64, _error: c_int) {
+    let found = locked(&WATCHES).get(&arg.addr()).cloned();
+    if let Some(watching) = found {
+        watching.deliver(WatchEvent::Lost);
+        locked(&BURIED).push(watching);
+    }
+}
+
+/// Sends an answer off. Any thread may; librados waits for nothing here.
+fn acknowledge(watching: &Watching, notify_id: u64, handle: u64, answer: &[u8]) {
+    let (io, object) = (&watching.io, watching.object.as_ptr());
+    // An answer is some hundred bytes; one too long for C is sent as none.
+    let length = c_int::try_from(answer.len()).unwrap_or(0);
+    // SAFETY: the handle is open, the name ends in NUL, the answer has the length given and is copied.
+    unsafe {
+        (io.api().rados_notify_ack)(io.raw, object, notify_id, handle, answer.as_ptr().cast(), length);
+    };
+}
+
+/// Ends the registration when librados has confirmed the end of the watch, or the request was dropped.
+struct Registered(usize);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let gone = locked(&WATCHES).remove(&self.0);
+        if let Some(watching) = gone {
+            watching.close();
+            locked(&BURIED).push(watching);
+        }
+    }
+}
+
+/// Drops what callbacks could not.
+pub(crate) fn bury() {
+    let all = std::mem::take(&mut *locked(&BURIED));
+    drop(all);
+}
+
+/// Closes the inbox of a registration nobody waits for any more, unless told otherwise.
+struct Abandon(Option<Arc<Watching>>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if let Some(watching) = &self.0 {
+            watching.close();
+        }
+    }
+}
+
+impl IoCtx {
+    /// Watches an object. A registration dropped while under way lasts as long as the connection and answers by itself.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        object: &CStr,
+    ) -> Result<impl Future<Output = Result<WatchReceiver>> + Send + use<>> {
+        bury();
+        let watching = Arc::new(Watching {
+            io: Arc::clone(self),
+            object: object.to_owned(),
+            inbox: Mutex::new(Inbox::Early(Vec::new())),
+        });
+        let number = NUMBER_LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        locked(&WATCHES).insert(number, Arc::clone(&watching));
+        let registered = Registered(number);
+        let cookie = Arc::new(AtomicU64::new(0));
+        let (place, arg) = (cookie.as_ptr(), without_provenance_mut(number));
+        let pending = submit(self, cookie, |completion| {
+            // SAFETY: the number outlives the request; callbacks take `arg` as a number. Timeout 0 is the cluster's.
+            unsafe {
+                (self.api().rados_aio_watch2)(
+                    self.raw,
+                    object.as_ptr(),
+                    completion,
+                    place,
+                    on_notify,
+                    on_loss,
+                    0,
+                    arg,
+                )
+            }
+        })?;
+        let mut abandon = Abandon(Some(watching));
+        let registered = std::mem::ManuallyDrop::new(registered);
+        Ok(async move {
+            let outcome = pending.await?;
+            let registered = std::mem::ManuallyDrop::into_inner(registered);
+            check(outcome.result, "watching an object")?;
+            let watching = abandon.0.take().expect("taken once");
+            let handle = WatchHandle(outcome.payload.load(Ordering::Acquire));
+            let ending = Arc::clone(&watching);
+            let (sender, receiver) =
+                WatchReceiver::new(handle, Box::new(move || unwatch(&ending, registered, handle)));
+            let mut inbox = locked(&watching.inbox);
+            if let Inbox::Early(events) = &mut *inbox {
+                for event in events.drain(..) {
+                    drop(sender.send(event));
+                }
+            }
+            *inbox = Inbox::Open(sender);
+            drop(inbox);
+            Ok(receiver)
+        })
+    }
+
+    /// Notifies the watchers of an object.
+    pub(crate) fn notify(
+        self: &Arc<Self>,
+        object: &CStr,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<impl Future<Output = Result<NotifyReply>> + Send + use<>> {
+        let answers = Arc::new(Answers {
+            api: self.api(),
+            start: AtomicPtr::new(null_mut()),
+            length: AtomicUsize::new(0),
+        });
+        let (start, length) = (answers.start.as_ptr(), answers.length.as_ptr());
+        // Whole seconds reach the cluster, and none would mean its default.
+        let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+        let timeout_ms = seconds.clamp(1, NOTIFY_SECONDS_MAX) * 1000;
+        let bytes = c_int::try_from(payload.len()).map_err(|_| Error::invalid("a notify too long"))?;
+        let pending = submit(self, answers, |completion| {
+            // SAFETY: the name ends in NUL, the payload has the length given and is copied, the answers' place outlives
+            // the request.
+            unsafe {
+                (self.api().rados_aio_notify)(
+                    self.raw,
+                    object.as_ptr(),
+                    completion,
+                    payload.as_ptr().cast(),
+                    bytes,
+                    timeout_ms,
+                    start,
+                    length,
+                )
+            }
+        })?;
+        Ok(async move {
+            let outcome = pending.await?;
+            let answers = outcome.payload;
+            let bytes = copied(answers.start.load(Ordering::Acquire), answers.length.load(Ordering::Acquire));
+            match check(outcome.result, "notifying watchers") {
+                // Some did not answer in time; the reply names them.
+                Err(e) if e.errno() == Errno::ETIMEDOUT && !bytes.is_empty() => decode_answers(&bytes),
+                Err(e) => Err(e),
+                Ok(_) => decode_answers(&bytes),
+            }
+        })
+    }
+}
+
+/// Ends a watch; the registration lasts until librados says it is over.
+fn unwatch(watching: &Arc<Watching>, registered: Registered, handle: WatchHandle) {
+    watching.close();
+    let io = &watching.io;
+    let pending = submit(io, registered, |completion| {
+        // SAFETY: handles are open; the watch was registered under this number.
+        unsafe { (io.api().rados_aio_unwatch)(io.raw, handle.0, completion) }
+    });
+    // A client that was cut off has nothing to end.
+    drop(pending);
+    bury();
+}
+
+/// What librados writes a notify's answers to.
+#[derive(Debug)]
+struct Answers {
+    api: &'static Api,
+    start: AtomicPtr<c_char>,
+    length: AtomicUsize,
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let start = *self.start.get_mut();
+        if !start.is_null() {
+            // SAFETY: librados made the buffer for us, and it is not used after.
+            unsafe { (self.api.rados_buffer_free)(start) };
+        }
+    }
+}
+
+/// Reads `map<(gid, cookie), answer>` and the list of those that did not answer.
+fn decode_answers(bytes: &[u8]) -> Result<NotifyReply> {
+    let mut reply = NotifyReply::default();
+    if bytes.is_empty() {
+        return Ok(reply);
+    }
+    let mut d = Decoder::new(bytes);
+    for _ in 0..d.u32()? {
+        let who = (ClientId(d.u64()?), WatchHandle(d.u64()?));
+        reply.answers.push((who.0, who.1, Bytes::copy_from_slice(d.blob()?)));
+    }
+    for _ in 0..d.u32()? {
+        reply.timed_out.push((ClientId(d.u64()?), WatchHandle(d.u64()?)));
+    }
+    Ok(reply)
+}

@@ -1,0 +1,21 @@
+//! Limits of this room, and where each number comes from.
+
+/// How long connecting and commands to the monitors may take. Seconds; long enough for an election, short enough for a
+/// person.
+pub(crate) const MONITOR_TIMEOUT_SECONDS: u32 = 30;
+
+/// Most I/O contexts kept for reuse. One is some hundred bytes; an image in use needs one per snapshot read and one for
+/// its context.
+pub(crate) const IO_CONTEXTS_MAX: usize = 512;
+
+/// Most listings that can be continued at once; the oldest is forgotten first.
+pub(crate) const LISTINGS_MAX: usize = 64;
+
+/// Longest name or address librados gives back. Bytes.
+pub(crate) const NAME_MAX: usize = 4096;
+
+/// Longest a notify waits: what fits the 32 bits of milliseconds it is sent in, and more than anyone waits. Seconds.
+pub(crate) const NOTIFY_SECONDS_MAX: u64 = 86_400;
+
+/// Most pages of omap entries read past to get behind a key librados cannot name.
+pub(crate) const OMAP_SKIP_MAX: u64 = ferry_core::limits::OMAP_PAGE_MAX as u64;

@@ -1,0 +1,326 @@
+//! [`RadosStore`]: the contract in librados' terms.
+//!
+//! - An op's snapshot context, and a read's snapshot, are settings of an I/O context; one is kept for each in use.
+//! - What librados' C interface lacks is refused (`list_snaps`, `list_watchers`, sharing ranges, pool flags) or derived:
+//!   extents are what is left when blocks of zeros are taken out.
+//! - Making and removing pools, listing objects and rolling back wait on the calling thread; all else is asynchronous.
+
+mod pages;
+mod read;
+mod write;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
+use ferry_core::store::ObjectCursor;
+use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
+use ferry_core::{
+    Capabilities, ClientId, Errno, Error, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId, PoolInfo,
+    PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
+};
+
+use crate::ffi::ALL_NSPACES;
+use crate::handle::listing::Cursor;
+use crate::handle::op::Write;
+use crate::handle::watch::bury;
+use crate::handle::{Cluster, IoCtx, Options, Place, View, c_string};
+use crate::limits::{IO_CONTEXTS_MAX, LISTINGS_MAX};
+use crate::lock::{break_input, lock_input, unlock_input};
+
+/// Listings that can be continued, by number.
+#[derive(Debug, Default)]
+struct Listings {
+    last: u64,
+    open: BTreeMap<u64, Cursor>,
+}
+
+/// Pools of a Ceph cluster.
+pub struct RadosStore {
+    cluster: Arc<Cluster>,
+    fsid: String,
+    identity: [u8; 16],
+    address: String,
+    contexts: Mutex<HashMap<Place, Arc<IoCtx>>>,
+    listings: Mutex<Listings>,
+}
+
+impl fmt::Debug for RadosStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RadosStore")
+            .field("fsid", &self.fsid)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The reply of a request, or of the failure to make one.
+fn reply<T>(made: Result<impl Future<Output = Result<T>> + Send + 'static>) -> Reply<T> {
+    match made {
+        Ok(future) => Reply::pending(future),
+        Err(e) => Reply::ready(Err(e)),
+    }
+}
+
+/// Reads `xxxxxxxx-xxxx-…` as 16 bytes.
+fn parse_fsid(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32).map(u128::to_be_bytes)
+}
+
+impl RadosStore {
+    /// Connects to a cluster, waiting on the calling thread.
+    ///
+    /// # Errors
+    /// `Unsupported` where librados is not installed; `NotFound` without a configuration; `Denied` or `TimedOut` as the
+    /// cluster says.
+    pub fn connect(options: &Options) -> Result<Arc<Self>> {
+        bury();
+        let cluster = Cluster::connect(options)?;
+        let (fsid, address) = (cluster.fsid()?, cluster.address()?);
+        let identity = parse_fsid(&fsid)
+            .ok_or_else(|| Error::corrupt("the cluster's id is none").with("fsid", &fsid))?;
+        let (contexts, listings) = (Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { cluster, fsid, identity, address, contexts, listings }))
+    }
+
+    /// Version of the librados in use: that of its interface, not of Ceph.
+    #[must_use]
+    pub fn library_version(&self) -> String {
+        self.cluster.library_version()
+    }
+
+    /// A context for `place`: one kept, or a new one.
+    fn io(&self, place: Place) -> Result<Arc<IoCtx>> {
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(io) = contexts.get(&place) {
+            return Ok(Arc::clone(io));
+        }
+        if contexts.len() >= IO_CONTEXTS_MAX {
+            // Those in use stay; the others are quickly made again.
+            contexts.retain(|_, io| Arc::strong_count(io) > 1);
+        }
+        let io = IoCtx::open(&self.cluster, &place)?;
+        contexts.insert(place, Arc::clone(&io));
+        Ok(io)
+    }
+
+    /// A context for an object.
+    fn io_of(&self, object: &ObjectId, view: View) -> Result<Arc<IoCtx>> {
+        self.io(Place { pool: object.pool, namespace: object.namespace.clone(), view })
+    }
+
+    /// A context for a pool.
+    fn io_pool(&self, pool: PoolId) -> Result<Arc<IoCtx>> {
+        self.io(Place { pool, namespace: Namespace::default(), view: View::Head })
+    }
+
+    /// Calls a method of the class `lock` on an object.
+    fn lock_step(&self, object: &ObjectId, method: &'static std::ffi::CStr, input: &[u8]) -> Reply<()> {
+        let made = self.io_of(object, View::Head).and_then(|io| {
+            let op = Write::new()?;
+            op.exec(c"lock", method, input);
+            op.submit(&io, &object_name(object)?, "the lock was refused")
+        });
+        let object = object.clone();
+        reply(made.map(|done| async move {
+            match done.await {
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.with("object", object)),
+            }
+        }))
+    }
+
+    /// Takes a pool's objects page by page.
+    fn list_page(
+        &self,
+        pool: PoolId,
+        namespace: Option<&Namespace>,
+        after: Option<&ObjectCursor>,
+        max: usize,
+    ) -> Result<ObjectPage> {
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let max = max.clamp(1, ferry_core::limits::OBJECT_PAGE_MAX);
+        let (objects, next) = if let Some(cursor) = after {
+            let number = <[u8; 8]>::try_from(&cursor.0[..]).map(u64::from_le_bytes);
+            let number = number.map_err(|_| Error::invalid("a cursor of another store"))?;
+            let open = listings.open.get(&number);
+            // Errno: what readdir says of a position it does not know.
+            open.ok_or_else(|| Error::invalid("the listing is too old to go on").errno_is(Errno::ESTALE))?
+                .next(max)?
+        } else {
+            let namespace = namespace.cloned().unwrap_or_else(|| Namespace::new(ALL_NSPACES));
+            Cursor::begin(&self.io(Place { pool, namespace, view: View::Head })?).next(max)?
+        };
+        let next = next.map(|cursor| {
+            listings.last += 1;
+            let number = listings.last;
+            listings.open.insert(number, cursor);
+            if listings.open.len() > LISTINGS_MAX {
+                listings.open.pop_first();
+            }
+            ObjectCursor(Bytes::copy_from_slice(&number.to_le_bytes()))
+        });
+        Ok(ObjectPage { objects, next })
+    }
+}
+
+/// An object's name for C.
+fn object_name(object: &ObjectId) -> Result<CString> {
+    c_string(&object.name)
+}
+
+impl Drop for RadosStore {
+    fn drop(&mut self) {
+        self.listings.get_mut().unwrap_or_else(PoisonError::into_inner).open.clear();
+        let contexts = std::mem::take(self.contexts.get_mut().unwrap_or_else(PoisonError::into_inner));
+        contexts.values().for_each(|io| io.settle());
+        drop(contexts);
+        bury();
+    }
+}
+
+impl Store for RadosStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { share: false, list_snaps: false, list_watchers: false }
+    }
+
+    fn client(&self) -> ClientId {
+        ClientId(self.cluster.instance_id())
+    }
+
+    fn describe(&self) -> String {
+        format!("ceph {}", self.fsid)
+    }
+
+    fn identity(&self) -> [u8; 16] {
+        self.identity
+    }
+
+    fn pools(&self) -> Reply<Vec<PoolInfo>> {
+        Reply::ready(self.cluster.pool_names().map(|names| {
+            // A pool removed since its name was listed is left out.
+            let found = names.into_iter().filter_map(|name| Some((self.cluster.pool_id(&name).ok()?, name)));
+            let info = |(id, name)| PoolInfo { id, name, flags: PoolFlags::default() };
+            let mut pools: Vec<PoolInfo> = found.map(info).collect();
+            pools.sort_by_key(|p| p.id);
+            pools
+        }))
+    }
+
+    fn create_pool(&self, name: &str) -> Reply<PoolId> {
+        let make = || {
+            self.cluster.create_pool(name)?;
+            self.cluster.catch_up()?;
+            let id = self.cluster.pool_id(name)?;
+            self.io_pool(id)?.enable_rbd()?;
+            Ok(id)
+        };
+        Reply::ready(make())
+    }
+
+    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
+        let removed = self.cluster.pool_name(pool).and_then(|name| self.cluster.remove_pool(&name));
+        if removed.is_ok() {
+            let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+            contexts.retain(|place, _| place.pool != pool);
+        }
+        Reply::ready(removed.and_then(|()| self.cluster.catch_up()))
+    }
+
+    fn set_pool_flags(&self, pool: PoolId, _flags: PoolFlags) -> Reply<()> {
+        let known = self.cluster.pool_name(pool);
+        Reply::ready(
+            known.and_then(|_| Err(Error::unsupported("flags on a pool of a cluster").with("pool", pool))),
+        )
+    }
+
+    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
+        Reply::ready(self.io_pool(pool).and_then(|io| io.pool_stats()))
+    }
+
+    fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
+        match write::plan(object, op) {
+            Err(e) => Reply::ready(Err(e)),
+            Ok(write::Plan::Nothing) => reply(self.version_of(object)),
+            Ok(write::Plan::Rollback { view, snap }) => Reply::ready(self.roll_back(object, view, snap)),
+            Ok(write::Plan::Steps { view, steps }) => reply(self.submit_write(object, view, steps)),
+        }
+    }
+
+    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
+        reply(self.submit_read(object, at, op))
+    }
+
+    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
+        let refused = Error::unsupported("listing an object's versions through librados' C interface");
+        Reply::ready(Err(refused.with("object", object)))
+    }
+
+    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
+        reply(self.io_pool(pool).and_then(|io| io.allocate_snap()))
+    }
+
+    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
+        reply(self.io_pool(pool).and_then(|io| io.release_snap(snap)))
+    }
+
+    fn list_objects(
+        &self,
+        pool: PoolId,
+        namespace: Option<&Namespace>,
+        after: Option<ObjectCursor>,
+        max: usize,
+    ) -> Reply<ObjectPage> {
+        Reply::ready(self.list_page(pool, namespace, after.as_ref(), max))
+    }
+
+    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
+        let io = self.io_of(object, View::Head);
+        reply(io.and_then(|io| io.watch(&object_name(object)?)))
+    }
+
+    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
+        let io = self.io_of(object, View::Head);
+        reply(io.and_then(|io| io.notify(&object_name(object)?, &payload, timeout)))
+    }
+
+    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
+        let refused = Error::unsupported("listing watchers through librados' C interface");
+        Reply::ready(Err(refused.with("object", object)))
+    }
+
+    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
+        self.lock_step(object, c"lock", &lock_input(&request))
+    }
+
+    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
+        self.lock_step(object, c"unlock", &unlock_input(&request))
+    }
+
+    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
+        self.lock_step(object, c"break_lock", &break_input(&request, locker))
+    }
+
+    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
+        let ask = ReadOp { xattrs: true, ..ReadOp::default() };
+        let (asked, name) = (self.submit_read(object, SnapId::HEAD, ask), format!("lock.{name}"));
+        reply(asked.map(|asked| async move {
+            let found = asked.await?.xattrs.remove(&name);
+            found.map_or_else(|| Ok(LockInfo::default()), |bytes| LockInfo::decode(&bytes))
+        }))
+    }
+
+    fn flush(&self) -> Reply<()> {
+        // The cluster acknowledges a write when it is on stable storage.
+        Reply::ready(Ok(()))
+    }
+
+    fn address(&self) -> String {
+        self.address.clone()
+    }
+}
