@@ -69,7 +69,6 @@ impl Run<'_> {
     }
 
     async fn snap_remove(&self, at: &ImageRef, snap: &SnapBy, force: bool) -> Done<()> {
-        let mut image = self.open_ref(at, Opening::ReadWrite).await?;
         let step = Progress::start(self.events, "Removing snap");
         let shown = match snap {
             SnapBy::Name(name) => name.clone(),
@@ -78,18 +77,9 @@ impl Run<'_> {
         let what = format!("cannot remove snapshot {shown} of {}/{}", at.pool, at.name_or_id());
         let rbd = "rbd: failed to remove snapshot";
         if force {
-            let found = match snap {
-                SnapBy::Name(name) => image.header.user_snap(name),
-                SnapBy::Id(id) => image.header.snap(SnapId(*id)),
-            };
-            let (id, name, protection) =
-                found.map(|s| (s.id, s.name.clone(), s.protection)).map_err(failed(what.clone(), rbd))?;
-            self.free_from_children(&image, id, &what).await?;
-            if protection != Protection::Unprotected {
-                snapshot::unprotect(&mut image, &name).await.map_err(failed(what.clone(), rbd))?;
-            }
-            image.refresh().await.map_err(failed(what.clone(), rbd))?;
+            self.free_snapshot(at, snap, &what).await?;
         }
+        let mut image = self.open_ref(at, Opening::ReadWrite).await?;
         let removed = match snap {
             SnapBy::Name(name) => snapshot::remove(&mut image, name).await,
             SnapBy::Id(id) => snapshot::remove_by_id(&mut image, SnapId(*id)).await,
@@ -110,15 +100,27 @@ impl Run<'_> {
         self.close(image).await
     }
 
-    /// Makes all clones of a snapshot independent of it.
-    async fn free_from_children(&self, image: &Image, snap: SnapId, what: &str) -> Done<()> {
-        let rbd = "rbd: failed to remove snapshot";
-        for child in children(image, snap).await.map_err(failed(what, rbd))? {
-            let pool = image.pool.sibling(child.pool, &child.namespace).await.map_err(failed(what, rbd))?;
+    /// Makes all clones of a snapshot independent of it, and ends its protection.
+    async fn free_snapshot(&self, at: &ImageRef, snap: &SnapBy, what: &str) -> Done<()> {
+        let cannot = || failed(what, "rbd: failed to remove snapshot");
+        // Opened to be read: parting from a clone tells everybody who has the parent open to write, and waits for them.
+        let image = self.open_ref(at, Opening::ReadOnly).await?;
+        let found = match snap {
+            SnapBy::Name(name) => image.header.user_snap(name),
+            SnapBy::Id(id) => image.header.snap(SnapId(*id)),
+        };
+        let found = found.map_err(cannot())?;
+        for child in children(&image, found.id).await.map_err(cannot())? {
+            let pool = image.pool.sibling(child.pool, &child.namespace).await.map_err(cannot())?;
             let opened = Image::open_by_id(&pool, &child.id, Opening::ReadWrite).await;
-            let mut opened = opened.map_err(failed(what, rbd))?;
+            let mut opened = opened.map_err(cannot())?;
             self.flatten(&mut opened, what).await?;
             self.close(opened).await?;
+        }
+        if found.protection != Protection::Unprotected {
+            let mut image = self.open_ref(at, Opening::ReadWrite).await?;
+            snapshot::unprotect(&mut image, &found.name).await.map_err(cannot())?;
+            self.close(image).await?;
         }
         Ok(())
     }

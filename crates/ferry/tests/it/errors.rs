@@ -1,0 +1,122 @@
+//! What is said when something is wrong: in `rbd`'s words, and in ferry's.
+
+use crate::harness::{Home, Name, promised};
+
+#[test]
+fn rbd_is_answered_in_its_own_lines() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    for (line, code, text) in [
+        (
+            "create a --size 1M",
+            17,
+            "librbd: rbd image a already exists\nrbd: create error: (17) File exists\n",
+        ),
+        ("create nopool/a --size 1", 2, "rbd: error opening pool 'nopool': (2) No such file or directory\n"),
+        ("ls nopool", 2, "rbd: error opening pool 'nopool': (2) No such file or directory\n"),
+        ("create rbd/n/a --size 1", 2, "rbd: namespace 'n' does not exist.\n"),
+        ("info nope", 2, "rbd: error opening image nope: (2) No such file or directory\n"),
+        ("rm nope", 2, "rbd: delete error: (2) No such file or directory\n"),
+        ("create b --x", 1, "rbd: unrecognised option '--x'\n"),
+        ("create b --size foo", 1, "rbd: the argument for option '--size' is invalid\n"),
+        ("create b c --size 1", 1, "rbd: too many arguments\n"),
+        ("create b", 22, "rbd: must specify --size <M/G/T>\n"),
+        ("ls --pretty-format", 22, "rbd: --pretty-format only works when --format is json or xml\n"),
+        (
+            "create b --size 1 --stripe-unit 4K",
+            22,
+            "rbd: must specify both (or neither) of stripe-unit and stripe-count\n",
+        ),
+        ("bench a --io-type read --io-size 2M", 22, "rbd: io-size 2 MiB larger than image size 1 MiB\n"),
+    ] {
+        assert_eq!(home.rbd_fails(line), (code, text.to_owned()), "rbd {line}");
+    }
+}
+
+#[test]
+fn an_unknown_verb_shows_all_there_are() {
+    let home = Home::new();
+    let run = home.run(Name::Rbd, "snap foo");
+    assert_eq!((run.code, run.err.as_str()), (1, "error: unknown option 'snap foo'\n\n"));
+    assert!(run.out.starts_with("usage: rbd <command> ...\n"), "{}", run.out);
+    assert!(run.out.contains("\n    snap create (snap add)            Create a snapshot.\n"), "{}", run.out);
+    assert_eq!(home.run(Name::Rbd, "").out, run.out);
+}
+
+#[test]
+fn ferry_says_what_is_safe_and_what_to_do() {
+    promised("An error names what failed and why, and where there is something to do, the next command.");
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    for (line, text) in [
+        (
+            "create a --size 1M",
+            "ferry: cannot create image rbd/a: an image of this name exists (image a)\n  \
+             the image is untouched; `ferry info rbd/a` describes it\n",
+        ),
+        (
+            "ls nopool",
+            "ferry: cannot open pool nopool: no pool has this name (pool nopool)\n  \
+             `ferry pool create nopool` makes it; `ferry pool ls` lists those there are\n",
+        ),
+        ("create a --x", "ferry: unrecognised option '--x'\n"),
+    ] {
+        assert_eq!(home.fails(line).1, text, "ferry {line}");
+    }
+}
+
+#[test]
+fn a_read_only_pool_refuses_every_change() {
+    promised("A pool that is read-only refuses every change with 30 (EROFS) and can be read.");
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    home.ok("snap create a@s");
+    home.ok("pool create other");
+    home.ok("pool set rbd read-only on");
+    assert!(home.ok("pool ls").contains("  read-only "));
+    for line in [
+        "create b --size 1M",
+        "rm a",
+        "rename a b",
+        "resize a --size 2M",
+        "snap create a@t",
+        "snap rm a@s",
+        "snap rollback a@s",
+        "trash mv a",
+        "image-meta set a k v",
+        "bench a --io-type write --io-total 4K",
+        "feature disable a fast-diff",
+        "lock add a me",
+    ] {
+        let (code, err) = home.fails(line);
+        assert_eq!(code, 30, "ferry {line}: {err}");
+    }
+    assert_eq!(home.ok("ls"), "a\n");
+    home.ok("export a out");
+    home.ok("cp a other/copy");
+    home.ok("pool set rbd read-only off");
+    home.ok("snap rm a@s");
+    home.ok("rm a");
+}
+
+#[test]
+fn help_and_version_are_there_under_both_names() {
+    let home = Home::empty();
+    assert!(home.ok("help snap create").starts_with("usage: ferry snap create [--pool <pool>] "));
+    assert!(home.ok("create --help").starts_with("usage: ferry create "));
+    assert!(home.run(Name::Rbd, "create --help").out.starts_with("usage: rbd <command> ..."));
+    assert_eq!(home.ok("version"), home.ok("--version"));
+    assert!(home.ok("version").starts_with("ferry "));
+    assert!(home.run(Name::Rbd, "--version").out.starts_with("ceph version 16.2.15 "));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_command_quietly() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    let mut command = home.command(Name::Ferry);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.args(["info", "a"]).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(32), b"".as_slice()));
+}

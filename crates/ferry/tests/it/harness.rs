@@ -1,0 +1,194 @@
+//! A home of its own for each test, and the program run in it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// A command that takes longer hangs. The longest here take a second, waiting for an owner 30.
+const HANG: Duration = Duration::from_secs(90);
+
+/// As which program to call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Ferry,
+    Rbd,
+}
+
+/// A directory with a ferry home in it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: TempDir,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    /// Without progress: whatever ends in `\r` was written over.
+    pub(crate) err: String,
+}
+
+impl Home {
+    /// A home without pools.
+    pub(crate) fn empty() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("rbd")).unwrap();
+        symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("ferry")).unwrap();
+        Self { dir }
+    }
+
+    /// A home with the pool `rbd`.
+    pub(crate) fn new() -> Self {
+        let home = Self::empty();
+        home.ok("pool create rbd");
+        home
+    }
+
+    /// Where commands run.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path where commands run.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// The program with its environment, without arguments.
+    pub(crate) fn command(&self, name: Name) -> Command {
+        let program = match name {
+            Name::Ferry => "ferry",
+            Name::Rbd => "rbd",
+        };
+        let mut command = Command::new(self.path(program));
+        command
+            .current_dir(self.dir())
+            .env("FERRY_HOME", self.path("home"))
+            .env("TZ", "UTC")
+            .env_remove("CEPH_ARGS")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a line of words.
+    pub(crate) fn run(&self, name: Name, line: &str) -> Run {
+        let mut command = self.command(name);
+        let child = command
+            .args(line.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Run::of(&finish(child, line))
+    }
+
+    /// Runs as ferry; it must succeed. Gives stdout.
+    pub(crate) fn ok(&self, line: &str) -> String {
+        let run = self.run(Name::Ferry, line);
+        assert_eq!(run.code, 0, "ferry {line}: {run:?}");
+        run.out
+    }
+
+    /// Runs as `rbd`; it must fail. Gives the exit code and stderr without progress.
+    pub(crate) fn rbd_fails(&self, line: &str) -> (i32, String) {
+        let run = self.run(Name::Rbd, line);
+        assert_ne!(run.code, 0, "rbd {line}: {run:?}");
+        (run.code, run.err)
+    }
+
+    /// Runs as ferry; it must fail. Gives the exit code and stderr without progress.
+    pub(crate) fn fails(&self, line: &str) -> (i32, String) {
+        let run = self.run(Name::Ferry, line);
+        assert_ne!(run.code, 0, "ferry {line}: {run:?}");
+        (run.code, run.err)
+    }
+
+    /// Writes a file of `size` bytes with `data` at each of `offsets` and holes elsewhere.
+    pub(crate) fn sparse_file(&self, name: &str, size: u64, parts: &[(u64, &[u8])]) -> PathBuf {
+        use std::os::unix::fs::FileExt;
+        let path = self.path(name);
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(size).unwrap();
+        for (offset, data) in parts {
+            file.write_all_at(data, *offset).unwrap();
+        }
+        path
+    }
+
+    /// A store is whole.
+    pub(crate) fn check(&self) {
+        let report = self.ok("check");
+        assert!(report.ends_with("no damage found\n"), "{report}");
+    }
+}
+
+impl Run {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: without_progress(&text(&output.stderr)),
+        }
+    }
+}
+
+/// Waits for a command, and kills one that hangs.
+fn finish(child: Child, line: &str) -> Output {
+    let pid = child.id().to_string();
+    let (done, waiting) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        let hangs = waiting.recv_timeout(HANG) == Err(RecvTimeoutError::Timeout);
+        if hangs {
+            Command::new("kill").arg(pid).status().unwrap();
+        }
+        hangs
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(done);
+    assert!(!watchdog.join().unwrap(), "{line} hangs: {output:?}");
+    output
+}
+
+/// Leaves out lines of progress.
+fn without_progress(text: &str) -> String {
+    let shown = text.split_inclusive('\n').filter(|line| !line.starts_with('\r'));
+    shown.collect()
+}
+
+/// Bytes that look like nothing in particular, the same for the same seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+/// The root of the sources.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// Asserts that `docs/SEMANTICS.md` promises what a test proves.
+pub(crate) fn promised(sentence: &str) {
+    let text = fs::read_to_string(root().join("docs/SEMANTICS.md")).unwrap();
+    let flat: Vec<&str> = text.split_whitespace().collect();
+    assert!(flat.join(" ").contains(sentence), "docs/SEMANTICS.md does not say: {sentence}");
+}
+
+/// Bytes a file takes on its disk.
+pub(crate) fn bytes_on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).unwrap().blocks() * 512
+}

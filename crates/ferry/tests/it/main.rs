@@ -1,0 +1,13 @@
+//! The built program, run as a user runs it.
+
+mod clones;
+mod errors;
+mod harness;
+mod images;
+mod owner;
+mod quick_start;
+mod settings;
+mod snapshots;
+mod tidy;
+mod transfer;
+mod trash;
