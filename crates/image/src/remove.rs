@@ -59,28 +59,24 @@ pub async fn remove(pool: &Pool, name: &str, used: UsedParent, progress: Progres
         Err(e) if e.kind() == ErrorKind::NotFound => None,
         Err(e) => return Err(e),
     };
-    if let Some(mut image) = image {
-        image.name = name.to_owned();
-        let keep = match check(&mut image).await {
-            Err(e) if e.errno() == Errno::ENOTEMPTY && e.fact("clones").is_some() => {
-                if used == UsedParent::Refuse {
-                    return close_with(image, Err(e)).await;
-                }
-                true
-            }
-            Err(e) => return close_with(image, Err(e)).await,
-            Ok(()) => false,
-        };
-        let source = if keep { TrashSource::UserParent } else { TrashSource::Removing };
-        trash::unlink(pool, name, &id, source, Duration::ZERO).await?;
-        image.close().await?;
-        if keep {
-            return pool.store.flush().await;
-        }
-    } else {
+    let Some(mut image) = image else {
         trash::unlink(pool, name, &id, TrashSource::Removing, Duration::ZERO).await?;
+        remove_unlinked(pool, &id, progress).await?;
+        return pool.store.flush().await;
+    };
+    name.clone_into(&mut image.name);
+    let source = match check(&mut image).await {
+        Ok(()) => TrashSource::Removing,
+        Err(e) if used == UsedParent::MoveToTrash && e.fact("clones").is_some() => TrashSource::UserParent,
+        Err(e) => return close_with(image, Err(e)).await,
+    };
+    let unlinked = trash::unlink(pool, name, &id, source, Duration::ZERO).await;
+    if unlinked.is_err() || source == TrashSource::UserParent {
+        close_with(image, unlinked).await?;
+    } else {
+        // The lock is kept from the check on, so that nobody takes a snapshot of what is being removed.
+        remove_open(image, progress).await?;
     }
-    remove_unlinked(pool, &id, progress).await?;
     pool.store.flush().await
 }
 
@@ -152,25 +148,38 @@ pub(crate) async fn remove_unlinked(pool: &Pool, id: &str, progress: Progress<'_
         Err(e) if e.kind() == ErrorKind::NotFound => None,
         Err(e) => return Err(e),
     };
-    let states = [TrashState::Normal];
-    match image {
-        None => trash::set_state(pool, id, TrashState::Removing, &states).await?,
-        Some(mut image) => {
-            if let Err(e) = check(&mut image).await {
-                return close_with(image, Err(e)).await;
-            }
-            trash::set_state(pool, id, TrashState::Removing, &states).await?;
-            if let Err(e) = remove_contents(&mut image, progress).await {
-                trash::set_state(pool, id, TrashState::Normal, &[TrashState::Removing]).await?;
-                return close_with(image, Err(e)).await;
-            }
-            if let Some(session) = &image.session {
-                session.release().await?;
-            }
-            drop(image);
-            pool.remove_object(&pool.object(&header_object(id))).await?;
-        }
+    let Some(mut image) = image else {
+        trash::set_state(pool, id, TrashState::Removing, &[TrashState::Normal]).await?;
+        return remove_rest(pool, id).await;
+    };
+    if let Err(e) = check(&mut image).await {
+        return close_with(image, Err(e)).await;
     }
+    remove_open(image, progress).await
+}
+
+/// Removes an image that may be removed and stands in the trash.
+async fn remove_open(mut image: Image, progress: Progress<'_>) -> Result<()> {
+    let (pool, id) = (image.pool.clone(), image.id.clone());
+    let contents = async {
+        trash::set_state(&pool, &id, TrashState::Removing, &[TrashState::Normal]).await?;
+        remove_contents(&mut image, progress).await
+    };
+    if let Err(e) = contents.await {
+        // What went wrong first is what is told.
+        drop(trash::set_state(&pool, &id, TrashState::Normal, &[TrashState::Removing]).await);
+        return close_with(image, Err(e)).await;
+    }
+    if let Some(session) = &image.session {
+        session.release().await?;
+    }
+    drop(image);
+    pool.remove_object(&pool.object(&header_object(&id))).await?;
+    remove_rest(&pool, &id).await
+}
+
+/// Removes what is left of an image whose header is gone.
+async fn remove_rest(pool: &Pool, id: &str) -> Result<()> {
     pool.remove_object(&pool.object(&object_map_object(id, SnapId::HEAD))).await?;
     trash::forget(pool, id).await
 }

@@ -171,9 +171,12 @@ impl Session {
             }
         }
         if !agreed {
-            return Err(
-                Error::busy("the image's owner does not answer for its lock").with("owner", &locker.address)
-            );
+            if reply.timed_out.iter().any(|(client, _)| *client == locker.client) {
+                let text = "the image's owner does not answer for its lock";
+                return Err(Error::busy(text).with("owner", &locker.address));
+            }
+            // It let go while it was asked, or does not know yet that it is the owner: the next round finds out.
+            return Ok(());
         }
         loop {
             let info = self.store.lock_info(&self.header, LOCK_NAME).await?;

@@ -1,13 +1,17 @@
 //! What the tests of this room share: a pool in memory, and a store that dies after a number of changes.
 
+mod races;
+
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
 use ferry_core::store::ObjectCursor;
-use ferry_core::testing::{MemStore, test_env};
+use ferry_core::testing::{MemStore, TestRng, test_env};
 use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use ferry_core::{
     Capabilities, ClientId, Env, Error, ErrorKind, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId,
@@ -81,11 +85,18 @@ impl World {
 pub(crate) struct DyingStore {
     inner: Arc<dyn Store>,
     changes_left: AtomicI64,
+    /// Where set, answers come late, by this luck.
+    late: Option<TestRng>,
 }
 
 impl DyingStore {
     pub(crate) fn new(inner: Arc<dyn Store>, changes: i64) -> Arc<Self> {
-        Arc::new(Self { inner, changes_left: AtomicI64::new(changes) })
+        Arc::new(Self { inner, changes_left: AtomicI64::new(changes), late: None })
+    }
+
+    /// A client that lives, but whose answers come late, so that others get in between.
+    pub(crate) fn late(inner: Arc<dyn Store>, seed: u64) -> Arc<Self> {
+        Arc::new(Self { inner, changes_left: AtomicI64::new(i64::MAX), late: Some(TestRng::new(seed)) })
     }
 
     /// Whether it broke.
@@ -93,14 +104,31 @@ impl DyingStore {
         self.changes_left.load(Ordering::Relaxed) < 0
     }
 
-    fn read_through<T>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+    fn read_through<T: Send + Unpin + 'static>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
         if self.is_dead() {
             return Reply::ready(Err(Error::new(ErrorKind::Unavailable, "the store is gone")));
         }
-        request()
+        let reply = request();
+        let Some(rng) = &self.late else { return reply };
+        let turns = rng.below(4);
+        Reply::pending(async move {
+            for _ in 0..turns {
+                let mut waited = false;
+                poll_fn(|cx| {
+                    if waited {
+                        return Poll::Ready(());
+                    }
+                    waited = true;
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                })
+                .await;
+            }
+            reply.await
+        })
     }
 
-    fn change<T>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+    fn change<T: Send + Unpin + 'static>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
         self.changes_left.fetch_sub(1, Ordering::Relaxed);
         self.read_through(request)
     }

@@ -128,10 +128,15 @@ async fn drop_unused(pool: &Pool, parent: &ParentRecord) -> Result<()> {
 }
 
 async fn drop_unused_snapshot(pool: &Pool, parent: &ParentRecord) -> Result<()> {
-    let header = header::load(&*pool.store, &pool.object(&header_object(&parent.image_id))).await?;
+    let snaps = match header::load(&*pool.store, &pool.object(&header_object(&parent.image_id))).await {
+        Ok(header) => header.snaps,
+        // Its removal was cut off after the header: the entry in the trash is still to go.
+        Err(e) if e.kind() == ErrorKind::NotFound => std::collections::BTreeMap::new(),
+        Err(e) => return Err(e),
+    };
     let unused = |s: &crate::encoding::SnapshotRecord| s.namespace.is_trash() && s.child_count == 0;
-    let mut left = header.snaps.len();
-    if header.snaps.get(&parent.snap).is_some_and(unused) {
+    let mut left = snaps.len();
+    if snaps.get(&parent.snap).is_some_and(unused) {
         let mut image = Image::open_by_id(pool, &parent.image_id, Opening::ReadWrite).await?;
         let removed = snapshot::remove_by_id(&mut image, parent.snap).await;
         left = image.header.snaps.len();

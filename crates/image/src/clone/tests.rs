@@ -324,3 +324,85 @@ fn a_crash_while_detaching_is_finished_by_detaching_again() {
         );
     }
 }
+
+#[test]
+fn a_crash_while_removing_the_last_clone_is_finished_by_removing_it_again() {
+    for used in [UsedParent::Refuse, UsedParent::MoveToTrash] {
+        die_everywhere(
+            |world| {
+                set_up(world);
+                let p = world.pool("p");
+                clone(&p, &p, "c", CloneFormat::V2).unwrap();
+                let mut parent = open(&p, "a");
+                block_on(snapshot::remove(&mut parent, "s")).unwrap();
+                block_on(parent.close()).unwrap();
+                if used == UsedParent::MoveToTrash {
+                    block_on(remove(&p, "a", used, &mut silent)).unwrap();
+                }
+            },
+            async |_, pool| remove(pool, "c", UsedParent::Refuse, &mut silent).await,
+            // It may have been whole before the death.
+            |again| assert!(again.is_ok() || again.unwrap_err().errno() == Errno::ENOENT),
+            |world, pool| {
+                if used == UsedParent::Refuse {
+                    let parent = read(pool, "a");
+                    assert!(parent.header.snaps.is_empty());
+                    assert_eq!(parent.header.op_features, OpFeatures::NONE);
+                    block_on(remove(pool, "a", UsedParent::Refuse, &mut silent)).unwrap();
+                }
+                assert_eq!(block_on(trash::list(pool)).unwrap(), []);
+                let mut names = world.object_names(pool);
+                names.retain(|n| !["rbd_directory", "rbd_info", "rbd_trash"].contains(&n.as_str()));
+                assert_eq!(names, [] as [&str; 0]);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_crash_while_removing_a_v1_clone_frees_its_parent_when_it_is_removed_again() {
+    die_everywhere(
+        |world| {
+            set_up_protected(world);
+            let p = world.pool("p");
+            clone(&p, &p, "c", CloneFormat::V1).unwrap();
+        },
+        async |_, pool| remove(pool, "c", UsedParent::Refuse, &mut silent).await,
+        |again| assert!(again.is_ok() || again.unwrap_err().errno() == Errno::ENOENT),
+        |_, pool| {
+            let mut parent = open(pool, "a");
+            assert_eq!(child_names(&parent), [] as [&str; 0]);
+            block_on(snapshot::unprotect(&mut parent, "s")).unwrap();
+            block_on(parent.close()).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_crash_while_removing_the_snapshot_that_held_the_last_link_is_finished() {
+    die_everywhere(
+        |world| {
+            set_up(world);
+            let p = world.pool("p");
+            let parent = read(&p, "a").at_snapshot("s").unwrap();
+            let options = CreateOptions { features: Some(Features(0x1d)), ..CreateOptions::default() };
+            block_on(create(&parent, &p, "c", CloneFormat::V2, &options)).unwrap();
+            let mut child = open(&p, "c");
+            block_on(snapshot::create(&mut child, "x")).unwrap();
+            block_on(detach_head(&mut child)).unwrap();
+            block_on(child.close()).unwrap();
+        },
+        async |_, pool| {
+            let mut child = Image::open(pool, "c", Opening::ReadWrite).await?;
+            snapshot::remove(&mut child, "x").await?;
+            child.close().await
+        },
+        |again| assert!(again.is_ok() || again.unwrap_err().errno() == Errno::ENOENT),
+        |_, pool| {
+            let child = read(pool, "c");
+            assert!(child.header.parent.is_none() && child.header.snaps.is_empty());
+            assert_eq!(child.header.op_features, OpFeatures::NONE);
+            check_link(pool, &[]);
+        },
+    );
+}
