@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
+use futures_util::lock::Mutex as AsyncMutex;
 
 use self::gate::Gate;
 use crate::image::Image;
@@ -34,6 +35,8 @@ pub struct ImageDevice {
 struct Inner {
     /// Held by requests while they run; closed while the image is opened again.
     gate: Gate,
+    /// Held by whoever takes the exclusive lock.
+    acquiring: AsyncMutex<()>,
     state: Mutex<State>,
     /// Whether the watch is gone, or the device closed.
     is_lost: AtomicBool,
@@ -54,7 +57,8 @@ impl ImageDevice {
     pub async fn open(mut image: Image) -> Result<Self> {
         let io = Arc::new(Io::open_as_is(&mut image).await?);
         let state = Mutex::new(State { image, io });
-        Ok(Self { inner: Arc::new(Inner { gate: Gate::default(), state, is_lost: AtomicBool::new(false) }) })
+        let (gate, acquiring, is_lost) = (Gate::default(), AsyncMutex::default(), AtomicBool::new(false));
+        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost }) })
     }
 
     /// The image as last read.
@@ -88,6 +92,11 @@ impl ImageDevice {
     /// # Cancel safety
     /// The lock may have been taken; the next write finds out.
     pub async fn acquire(&self) -> Result<()> {
+        // One takes it for all that wait, so that the gate is closed once.
+        let _acquiring = self.inner.acquiring.lock().await;
+        if !self.io().lacks_lock() {
+            return Ok(());
+        }
         self.reopen(async |image: &mut Image| image.acquire().await).await
     }
 

@@ -8,8 +8,6 @@
 //! seen here. From the beginning on, the parent's data is part of the diff if asked for.
 
 mod object;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use object::reads_same;
 

@@ -9,5 +9,3 @@ pub mod export_diff;
 pub mod import;
 pub mod import_diff;
 pub mod merge_diff;
-#[cfg(test)]
-mod tests;

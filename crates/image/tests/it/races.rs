@@ -18,7 +18,7 @@ use ferry_image::progress::silent;
 use ferry_image::snapshot;
 use ferry_image::testing::LateStore;
 use futures_executor::block_on;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, join3};
 
 const SIZE: usize = 48 << 10;
 const SECTOR: usize = 512;
@@ -160,20 +160,25 @@ async fn contended(seed: u64) -> Result<()> {
     flatten(&mut image, &mut silent).await?;
     image.close().await?;
     let device = ImageDevice::open(clone.open().await?).await?;
-    let replies = (0..40).map(|_| {
-        let object = clone.rng.below(2) * 8192;
-        let byte = (!clone.rng.one_in(2)).then_some(9);
-        let length = if byte.is_some() { 512 } else { 8192 };
-        start(&device, (object, length, byte))
-    });
-    all(replies.collect::<Vec<_>>()).await?;
+    // The first write takes the lock; the others then run beside each other.
+    start(&device, (0, 512, Some(1))).await?;
+    let several = async |most: u64, change| {
+        for _ in 0..1 + clone.rng.below(most) {
+            start(&device, change).await?;
+        }
+        Ok::<(), Error>(())
+    };
+    let write = || several(2, (512, 512, Some(9)));
+    let remove = || several(1, (0, 8192, None));
+    let (a, b, c) = join3(write(), remove(), write()).await;
+    a.and(b).and(c)?;
     device.close().await?;
     clone.assert_map_is_right(seed).await
 }
 
 #[test]
 fn writes_against_removals_of_the_same_object_never_make_the_map_deny_it() {
-    for seed in 0..120 {
+    for seed in 0..400 {
         block_on(Box::pin(contended(seed))).unwrap();
     }
 }

@@ -1,0 +1,250 @@
+//! What a clone shows of its parent, and what it takes to stop.
+
+use bytes::Bytes;
+use ferry_core::testing::{MemStore, test_env};
+use ferry_core::{
+    BlockDevice, Capabilities, ErrorKind, ExtentState, Namespace, ReadOp, Result, SnapId, Store,
+};
+use ferry_image::clone::{self, CloneFormat};
+use ferry_image::create::{CreateOptions, create};
+use ferry_image::device::ImageDevice;
+use ferry_image::diff::{Diff, DiffRequest, Granularity, ParentData};
+use ferry_image::flatten::{Flattened, flatten};
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+use ferry_image::layout::ObjectNo;
+use ferry_image::pool::Pool;
+use ferry_image::progress::silent;
+use ferry_image::resize::{Shrinking, resize};
+use ferry_image::usage::usage;
+use ferry_image::{copy, rollback, snapshot};
+use futures_executor::block_on;
+
+const OBJECT: u64 = 16 << 10;
+const SIZE: u64 = 4 * OBJECT;
+
+async fn pool(share: bool) -> Pool {
+    let env = test_env(3);
+    let capabilities = Capabilities { share, list_snaps: true, list_watchers: true };
+    let store = MemStore::with_capabilities(&env, capabilities);
+    store.create_pool("p").await.unwrap();
+    Pool::open(store, env, "p", &Namespace::default()).await.unwrap()
+}
+
+/// A parent full of sevens with a snapshot, and its clone.
+async fn family(share: bool) -> Result<Pool> {
+    let pool = pool(share).await;
+    let options = CreateOptions { order: Some(14), ..CreateOptions::sized(SIZE) };
+    create(&pool, "parent", &options).await?;
+    write(&pool, "parent", 0, vec![7; SIZE as usize]).await?;
+    let mut parent = open(&pool, "parent").await?;
+    snapshot::create(&mut parent, "s").await?;
+    parent.close().await?;
+    let parent = Image::open(&pool, "parent", Opening::ReadOnly).await?.at_snapshot("s")?;
+    clone::create(&parent, &pool, "child", CloneFormat::V2, &CreateOptions::default()).await?;
+    Ok(pool)
+}
+
+async fn open(pool: &Pool, name: &str) -> Result<Image> {
+    Image::open(pool, name, Opening::ReadWrite).await
+}
+
+async fn write(pool: &Pool, name: &str, offset: u64, data: Vec<u8>) -> Result<()> {
+    let device = ImageDevice::open(open(pool, name).await?).await?;
+    device.write(offset, Bytes::from(data)).await?;
+    device.close().await
+}
+
+async fn discard(pool: &Pool, name: &str, offset: u64, length: u64) -> Result<()> {
+    let device = ImageDevice::open(open(pool, name).await?).await?;
+    device.discard(offset, length).await?;
+    device.close().await
+}
+
+async fn snap(pool: &Pool, name: &str, snap: &str) -> Result<SnapId> {
+    let mut image = open(pool, name).await?;
+    let id = snapshot::create(&mut image, snap).await?;
+    image.close().await?;
+    Ok(id)
+}
+
+async fn set_size(pool: &Pool, name: &str, size: u64) -> Result<()> {
+    let mut image = open(pool, name).await?;
+    resize(&mut image, size, Shrinking::Allowed, &mut silent).await?;
+    image.close().await
+}
+
+async fn flattened(pool: &Pool, name: &str) -> Result<Flattened> {
+    let mut image = open(pool, name).await?;
+    let outcome = flatten(&mut image, &mut silent).await?;
+    image.close().await?;
+    Ok(outcome)
+}
+
+/// The value all bytes of each object have, at one point of an image.
+async fn objects_at(pool: &Pool, name: &str, at: SnapId) -> Result<Vec<u8>> {
+    let image = Image::open(pool, name, Opening::ReadOnly).await?;
+    let revision = image.revision_at(at).await?;
+    let bytes = revision.read_bytes(0, revision.size).await?;
+    let value = |object: &[u8]| {
+        assert!(object.iter().all(|b| *b == object[0]), "an object of {name} holds a mix");
+        object[0]
+    };
+    Ok(bytes.chunks(OBJECT as usize).map(value).collect())
+}
+
+/// Size of a data object of HEAD; `None` where there is none.
+async fn object_size(pool: &Pool, name: &str, object: u64) -> Result<Option<u64>> {
+    let image = Image::open(pool, name, Opening::ReadOnly).await?;
+    let revision = image.revision().await?;
+    match pool.store.read(&revision.object_id(ObjectNo(object)), SnapId::HEAD, ReadOp::stat()).await {
+        Ok(reply) => Ok(Some(reply.size)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[test]
+fn discarding_an_object_that_shows_the_parent_leaves_an_empty_one_and_any_other_goes() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        discard(&pool, "child", 0, OBJECT).await.unwrap();
+        assert_eq!(object_size(&pool, "child", 0).await.unwrap(), Some(0));
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [0, 7, 7, 7]);
+        discard(&pool, "parent", 0, OBJECT).await.unwrap();
+        assert_eq!(object_size(&pool, "parent", 0).await.unwrap(), None);
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [0, 7, 7, 7]);
+    });
+}
+
+#[test]
+fn one_block_can_be_discarded_out_of_the_parents_bytes() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        discard(&pool, "child", 4096, 4096).await.unwrap();
+        let device = ImageDevice::open(open(&pool, "child").await.unwrap()).await.unwrap();
+        let bytes = device.read(0, OBJECT).await.unwrap();
+        let holds = |range: std::ops::Range<usize>, value: u8| bytes[range].iter().all(|b| *b == value);
+        assert!(holds(0..4096, 7) && holds(4096..8192, 0) && holds(8192..OBJECT as usize, 7));
+    });
+}
+
+#[test]
+fn a_first_write_brings_the_parents_bytes_along_shared_or_copied() {
+    for share in [true, false] {
+        block_on(async {
+            let pool = family(share).await.unwrap();
+            write(&pool, "child", 100, vec![1; 50]).await.unwrap();
+            assert_eq!(object_size(&pool, "child", 0).await.unwrap(), Some(OBJECT));
+            let revision = open(&pool, "child").await.unwrap().revision().await.unwrap();
+            let bytes = revision.read_bytes(0, OBJECT).await.unwrap();
+            let mut expected = vec![7; OBJECT as usize];
+            expected[100..150].fill(1);
+            assert_eq!(bytes, expected);
+        });
+    }
+}
+
+#[test]
+fn a_snapshot_made_before_the_first_write_keeps_showing_the_parent() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        let then = snap(&pool, "child", "t").await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT as usize]).await.unwrap();
+        assert_eq!(objects_at(&pool, "child", then).await.unwrap(), [7, 7, 7, 7]);
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [1, 7, 7, 7]);
+    });
+}
+
+#[test]
+fn deep_flatten_frees_head_and_snapshots() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        let then = snap(&pool, "child", "t").await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT as usize]).await.unwrap();
+        discard(&pool, "child", OBJECT, OBJECT).await.unwrap();
+        assert_eq!(flattened(&pool, "child").await.unwrap(), Flattened::Everything);
+        assert!(!open(&pool, "child").await.unwrap().header.needs_parent());
+        assert_eq!(objects_at(&pool, "child", then).await.unwrap(), [7, 7, 7, 7]);
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [1, 0, 7, 7]);
+    });
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_served_keeps_its_link_when_head_is_flattened() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        let then = snap(&pool, "child", "t").await.unwrap();
+        // HEAD loses half of the parent; what is written there now lies above the snapshot.
+        set_size(&pool, "child", 2 * OBJECT).await.unwrap();
+        set_size(&pool, "child", SIZE).await.unwrap();
+        write(&pool, "child", 3 * OBJECT, vec![1; OBJECT as usize]).await.unwrap();
+        assert_eq!(flattened(&pool, "child").await.unwrap(), Flattened::Head);
+        assert_eq!(objects_at(&pool, "child", then).await.unwrap(), [7, 7, 7, 7]);
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [7, 7, 0, 1]);
+        let mut image = open(&pool, "child").await.unwrap();
+        assert!(image.header.needs_parent());
+        snapshot::remove(&mut image, "t").await.unwrap();
+        assert!(!image.header.needs_parent(), "the last snapshot took the link along");
+    });
+}
+
+#[test]
+fn what_head_lost_of_the_parent_by_shrinking_is_zeros_and_comes_back_with_a_rollback() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        let then = snap(&pool, "child", "t").await.unwrap();
+        set_size(&pool, "child", OBJECT).await.unwrap();
+        set_size(&pool, "child", SIZE).await.unwrap();
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [7, 0, 0, 0]);
+        let mut image = open(&pool, "child").await.unwrap();
+        let request = DiffRequest {
+            from: Some(then),
+            to: SnapId::HEAD,
+            granularity: Granularity::Exact,
+            parent: ParentData::Included,
+        };
+        let changes = Diff::open(&image, request).await.unwrap().collect(&mut silent).await.unwrap();
+        assert_eq!(changes.len(), 1);
+        let lost = (changes[0].offset, changes[0].length, changes[0].state);
+        assert_eq!(lost, (OBJECT, 3 * OBJECT, ExtentState::Zero));
+        rollback::rollback(&mut image, then, &mut silent).await.unwrap();
+        image.close().await.unwrap();
+        assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [7, 7, 7, 7]);
+    });
+}
+
+#[test]
+fn used_space_counts_what_each_snapshot_added_and_not_the_parent() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        write(&pool, "child", 0, vec![1; 100]).await.unwrap();
+        snap(&pool, "child", "t").await.unwrap();
+        write(&pool, "child", 0, vec![2; 4096]).await.unwrap();
+        let image = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap();
+        for (granularity, since) in [(Granularity::Exact, 4096), (Granularity::WholeObject, OBJECT)] {
+            let lines = usage(&image, None, granularity, &mut silent).await.unwrap();
+            let used: Vec<_> = lines.iter().map(|l| (l.snap_name.as_deref(), l.used_bytes)).collect();
+            assert_eq!(used, [(Some("t"), OBJECT), (None, since)], "{granularity:?}");
+            assert!(lines.iter().all(|l| l.provisioned_bytes == SIZE));
+        }
+    });
+}
+
+#[test]
+fn a_copy_reads_like_its_source_whatever_the_layout_and_wants_room_for_it() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        let options = CreateOptions { order: Some(13), ..CreateOptions::sized(SIZE) };
+        create(&pool, "copy", &options).await.unwrap();
+        let mut target = open(&pool, "copy").await.unwrap();
+        let source = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap();
+        copy::copy(&source, &mut target, &mut silent).await.unwrap();
+        target.close().await.unwrap();
+        assert_eq!(objects_at(&pool, "copy", SnapId::HEAD).await.unwrap(), [7, 7, 7, 7]);
+        create(&pool, "small", &CreateOptions::sized(SIZE - 1)).await.unwrap();
+        let mut small_target = open(&pool, "small").await.unwrap();
+        let refused = copy::copy(&source, &mut small_target, &mut silent).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid);
+    });
+}
