@@ -13,6 +13,7 @@
 //! - **Snapshots cover data only** (bytes and size), never omap or xattrs. The first data effect under a
 //!   [`SnapContext`] newer than what the object has seen preserves what was there (see [`SnapSet`]). An op without a
 //!   context, or with an older one, preserves nothing new. An op without data effects ignores its context.
+//!   Whether an effect that changes nothing (zeroing past the end, creating what exists) preserves is left open.
 //! - **Objects exist** or not; one that exists with size 0 is different from one that does not.
 //! - A read past the end is short; a hole inside the size reads as zeros and is not listed as an extent.
 

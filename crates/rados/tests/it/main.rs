@@ -31,14 +31,16 @@ struct Ground {
 
 impl Ground {
     fn place(&self, namespace: &str) -> contract::Place {
-        let (store, namespace) = (Arc::clone(&self.store), Namespace::new(namespace));
+        // A cluster that was running before may have seen an earlier run.
+        let namespace = Namespace::new(&format!("{}.{namespace}", std::process::id()));
+        let store = Arc::clone(&self.store);
         contract::Place { store, pool: self.pool, namespace }
     }
 }
 
 fn the_contract(ground: &Ground) {
     let store: Arc<dyn Store> = Arc::clone(&ground.store) as Arc<dyn Store>;
-    contract::run_in(&store, ground.pool, "contract.");
+    contract::run_in(&store, ground.pool, &format!("{}.", std::process::id()));
 }
 
 fn the_contract_of_pools(ground: &Ground) {
