@@ -406,3 +406,44 @@ fn a_crash_while_removing_the_snapshot_that_held_the_last_link_is_finished() {
         },
     );
 }
+
+/// Clones `name` of a new snapshot of `of`, which is removed at once and so stays in the trash.
+fn clone_of_trashed(pool: &Pool, of: &str, names: &[&str]) {
+    let mut parent = open(pool, of);
+    block_on(snapshot::create(&mut parent, "t")).unwrap();
+    block_on(parent.close()).unwrap();
+    for name in names {
+        let at = read(pool, of).at_snapshot("t").unwrap();
+        block_on(create(&at, pool, name, CloneFormat::V2, &CreateOptions::default())).unwrap();
+    }
+    let mut parent = open(pool, of);
+    block_on(snapshot::remove(&mut parent, "t")).unwrap();
+    block_on(parent.close()).unwrap();
+}
+
+#[test]
+fn a_chain_of_parents_in_the_trash_goes_link_by_link() {
+    let world = World::new();
+    let pool = world.pool("p");
+    block_on(create_image(&pool, "one", &CreateOptions::sized(SIZE))).unwrap();
+    clone_of_trashed(&pool, "one", &["two"]);
+    clone_of_trashed(&pool, "two", &["four", "five"]);
+    clone_of_trashed(&pool, "four", &["six"]);
+    for name in ["one", "two", "four"] {
+        block_on(remove(&pool, name, UsedParent::MoveToTrash, &mut silent)).unwrap();
+    }
+    let left = || -> Vec<String> {
+        let mut names: Vec<_> =
+            block_on(trash::list(&pool)).unwrap().into_iter().map(|(_, e)| e.name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(), ["four", "one", "two"]);
+    block_on(remove(&pool, "six", UsedParent::Refuse, &mut silent)).unwrap();
+    assert_eq!(left(), ["one", "two"]);
+    block_on(remove(&pool, "five", UsedParent::Refuse, &mut silent)).unwrap();
+    assert_eq!(left(), [] as [&str; 0]);
+    let mut names = world.object_names(&pool);
+    names.retain(|n| !["rbd_directory", "rbd_info", "rbd_trash"].contains(&n.as_str()));
+    assert_eq!(names, [] as [&str; 0]);
+}

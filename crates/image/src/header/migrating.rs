@@ -3,7 +3,7 @@
 use ferry_core::{Error, ErrorKind, Result};
 
 use super::Header;
-use crate::encoding::{MigrationSide, MigrationState};
+use crate::encoding::{MigrationRecord, MigrationSide, MigrationState};
 use crate::features::Features;
 
 /// How an image is opened.
@@ -16,6 +16,39 @@ pub enum Opening {
 }
 
 impl Header {
+    /// Makes the image one end of a migration.
+    ///
+    /// # Errors
+    /// `Exists` (17) where it is one already.
+    pub fn begin_migration(&mut self, record: MigrationRecord) -> Result<()> {
+        let begun = self.features.contains(Features::MIGRATING) && record.side != MigrationSide::Target;
+        if self.migration.is_some() || begun {
+            return Err(Error::exists("image is migrating already"));
+        }
+        self.features = self.features.with(Features::MIGRATING);
+        self.migration = Some(record);
+        Ok(())
+    }
+
+    /// Notes how far the migration is.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where there is none.
+    pub fn set_migration_state(&mut self, state: MigrationState, description: &str) -> Result<()> {
+        let Some(record) = &mut self.migration else {
+            return Err(Error::not_found("image is not migrating"));
+        };
+        record.state = state;
+        description.clone_into(&mut record.description);
+        Ok(())
+    }
+
+    /// Makes the image a plain one again; nothing where it is.
+    pub fn end_migration(&mut self) {
+        self.features = self.features.without(Features::MIGRATING);
+        self.migration = None;
+    }
+
     /// Whether data that is not on the image must be read from the other end of its migration.
     #[must_use]
     pub fn redirects(&self) -> bool {

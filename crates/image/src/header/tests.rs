@@ -270,9 +270,8 @@ fn flags_are_heads_or_a_snapshots() {
     assert_eq!(h.remove_snapshot(SnapId(1)).unwrap_err().errno(), Errno::EBUSY);
 }
 
-#[test]
-fn a_migrating_image_opens_as_the_table_says() {
-    let record = |side, state| MigrationRecord {
+fn record(side: MigrationSide, state: MigrationState) -> MigrationRecord {
+    MigrationRecord {
         side,
         pool: PoolId(1),
         namespace: Namespace::default(),
@@ -287,7 +286,28 @@ fn a_migrating_image_opens_as_the_table_says() {
         mirror_mode: 0,
         source_spec: String::new(),
         newer: false,
-    };
+    }
+}
+
+#[test]
+fn a_migration_is_begun_once_and_its_feature_goes_with_it() {
+    let mut h = header();
+    let before = h.clone();
+    let executing = MigrationState::Executing;
+    assert_eq!(h.set_migration_state(executing, "").unwrap_err().errno(), Errno::ENOENT);
+    h.begin_migration(record(MigrationSide::Source, MigrationState::Preparing)).unwrap();
+    assert!(h.features.contains(Features::MIGRATING));
+    let again = h.begin_migration(record(MigrationSide::Source, MigrationState::Preparing));
+    assert_eq!(again.unwrap_err().errno(), Errno::EEXIST);
+    h.set_migration_state(executing, "23% complete").unwrap();
+    assert_eq!(h.migration.as_ref().unwrap().description, "23% complete");
+    h.end_migration();
+    h.end_migration();
+    assert_eq!(h, before);
+}
+
+#[test]
+fn a_migrating_image_opens_as_the_table_says() {
     use MigrationSide::{Source, Target};
     use MigrationState::{Aborting, Error, Executed, Executing, Prepared, Preparing, Unknown};
     let table = [
