@@ -231,7 +231,7 @@ pub(crate) fn fragmented_reads(directory: &Path, report: &mut Report) -> Done<()
     ));
     let ((), wall, _) = timed(|| {
         while place.engine.maintain().map_err(text)? {}
-        place.engine.tidy().map_err(text)
+        place.engine.defragment().map(drop).map_err(text)
     })?;
     let mut cleaned = Vec::new();
     for _ in 0..ROUNDS {
@@ -395,9 +395,9 @@ pub(crate) fn cleaner(directory: &Path, report: &mut Report) -> Done<()> {
         let live = capacity / 10 * 7 / OBJECT * OBJECT;
         let place = Place::create(
             &directory.join("store"),
-            Options { capacity_bytes: capacity, segment_blocks: 4096, ..Options::default() },
+            Options { capacity_bytes: capacity, segment_blocks: 1024, ..Options::default() },
         )?;
-        place.fill(live, OBJECT)?;
+        place.fill(live, 1 << 20)?;
         let (rng, data) = (Numbers::new(5), noise(BLOCK));
         let blocks = live / BLOCK;
         let pick = || {

@@ -13,7 +13,7 @@ use ferry_core::{Error, ErrorKind, Result};
 
 use crate::address::{Address, Block};
 use crate::core::Core;
-use crate::disk::SegmentNo;
+use crate::disk::{FileId, SegmentNo};
 use crate::engine::Engine;
 use crate::index::split;
 use crate::key::{Key, KeyReader, Tag};
@@ -27,11 +27,9 @@ use crate::tree::After;
 /// Blocks one step moves: 1 MiB, so that a writer never waits for more.
 const STEP_BLOCKS: usize = 256;
 
-/// Share of free segments (hundredths of those in use) below which the cleaner works.
-const LOW_WATER_PERCENT: u64 = 1;
-
-/// Free segments, at the least, below which the cleaner works.
-const LOW_WATER_SEGMENTS: u64 = 2;
+/// Free segments beyond the reserve below which the cleaner works. Few: what is kept free is not used, and the fuller the rest
+/// is the more a segment costs to clean. A step moves more than a writer writes meanwhile.
+const LOW_WATER_SEGMENTS: u64 = 3;
 
 /// Share of dead blocks (hundredths of those used) above which the cleaner works though there is room. Above what a store
 /// kept 70 % live can have, so that such a one is cleaned only for need.
@@ -40,11 +38,17 @@ const DEAD_PERCENT: u64 = 40;
 /// Emptied segments that are worth a checkpoint by themselves.
 const EMPTY_SEGMENTS: u64 = 4;
 
+/// Free segments the cleaner leaves to the checkpoint that must follow it.
+const KEPT_FREE: u64 = 2;
+
+/// Victims emptied in a row without one segment fewer in use, after which there is nothing to be gained.
+const FRUITLESS_MAX: u32 = 40;
+
 /// Dead segments' worth that is not worth cleaning for.
 const DEAD_SEGMENTS: u64 = 4;
 
 /// A live block of a victim: everyone who points at it, and the CRC.
-type Live = (Vec<BlockRef>, Address, u32);
+pub(crate) type Live = (Vec<BlockRef>, Address, u32);
 
 /// The victim that is being emptied, and what was found to live in it. Looked at again before it is moved.
 #[derive(Debug)]
@@ -70,9 +74,13 @@ impl Engine {
         if self.lock().frees_enough()? && self.free_emptied()? {
             return Ok(true);
         }
+        let room = {
+            let core = self.lock();
+            core.space.available(&*self.disk)? > KEPT_FREE
+        };
         match victim {
-            Some(no) => self.clean_segment(no).map(|_| true),
-            None => Ok(false),
+            Some(no) if room => self.clean_segment(no).map(|_| true),
+            _ => Ok(false),
         }
     }
 
@@ -92,31 +100,37 @@ impl Engine {
         Ok(true)
     }
 
-    /// Rewrites what lies scattered: every sealed segment that pays, until a pass finds none. For idle time.
-    ///
-    /// # Errors
-    /// As [`Engine::sync`].
-    pub fn tidy(&self) -> Result<()> {
-        while self.clean_one()? {}
-        self.checkpoint()
-    }
-
-    /// Frees at least `wanted` segments beyond the reserve if that is possible at all.
+    /// Frees at least `wanted` segments beyond the reserve, if that is possible at all.
     pub(crate) fn reclaim(&self, wanted: u64) -> Result<()> {
         while self.trim_step()? {}
-        for _ in 0..64 {
-            self.free_emptied()?;
-            let victim = {
-                let core = self.lock();
-                if core.space.available(&*self.disk)? > u64::from(core.space.reserve()) + wanted {
+        // Segments with something in them, at the fewest so far, and victims emptied since without getting fewer.
+        let (mut fewest, mut fruitless) = (u64::MAX, 0);
+        loop {
+            let (available, empty, enough, victim) = {
+                let mut core = self.lock();
+                core.release_retired()?;
+                let available = core.space.available(&*self.disk)?;
+                let empty = core.space.empty().len() as u64;
+                let enough = u64::from(core.space.reserve()) + wanted;
+                if available > enough || core.hopeless.is_some_and(|h| empty == 0 && core.space.usage().1 >= h) {
                     return Ok(());
                 }
-                core.victim()
+                let holding = core.space.in_use() - empty;
+                fruitless = if holding < fewest { 0 } else { fruitless + 1 };
+                fewest = fewest.min(holding);
+                (available, empty, enough, core.victim().filter(|_| fruitless < FRUITLESS_MAX))
             };
-            let Some(no) = victim else { return Ok(()) };
-            while self.clean_segment(no)? {}
+            match victim {
+                Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => while self.clean_segment(no)? {},
+                _ if empty > 0 => self.checkpoint()?,
+                _ => {
+                    // What is dead is too thinly spread to pay: only removals help. Not tried again before there were some.
+                    let mut core = self.lock();
+                    core.hopeless = Some(core.space.usage().1);
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     /// Lets a checkpoint free the segments that hold nothing.
@@ -161,19 +175,18 @@ impl Engine {
 impl Core {
     /// Whether segments should be emptied: free ones run low, or too much of what is used is dead.
     fn wants_cleaning(&self) -> Result<bool> {
-        let in_use = self.space.in_use();
         let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
         let free = free + self.space.empty().len() as u64;
         let (used, live) = self.space.usage();
         let dead = used.saturating_sub(live);
         let much = dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
-        Ok(much || free < LOW_WATER_SEGMENTS.max(in_use * LOW_WATER_PERCENT / 100))
+        Ok(much || free < LOW_WATER_SEGMENTS)
     }
 
     /// Whether the emptied segments are worth the checkpoint that frees them: many of them, or nothing else left.
-    fn frees_enough(&self) -> Result<bool> {
+    pub(crate) fn frees_enough(&self) -> Result<bool> {
         let empty = self.space.empty().len() as u64;
-        let many = (self.space.in_use() / 64).max(EMPTY_SEGMENTS);
+        let many = (self.space.in_use() / 96).max(EMPTY_SEGMENTS);
         let short = u64::from(self.space.reserve()) + 2;
         Ok(empty >= many || (empty > 0 && self.space.available(&*self.disk)? <= short))
     }
@@ -299,7 +312,7 @@ impl Core {
     }
 
     /// Adds the versions of an object that have block `block` at `at`.
-    fn references_to(
+    pub(crate) fn references_to(
         &mut self,
         at: Address,
         inode: u64,
@@ -325,7 +338,12 @@ impl Core {
     }
 
     /// Copies live blocks to the cold head, neighbours of one object together.
-    fn move_blocks(&mut self, live: &[Live]) -> Result<()> {
+    pub(crate) fn move_blocks(&mut self, live: &[Live]) -> Result<()> {
+        let ranges: Vec<(FileId, u64, u64)> = live
+            .iter()
+            .map(|(_, at, _)| (FileId::Segment(at.segment()), crate::read::byte_of(*at), BLOCK as u64))
+            .collect();
+        self.disk.will_read(&ranges);
         let mut from = 0;
         while from < live.len() {
             let mut to = from + 1;

@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) era: Arc<()>,
     /// Segments emptied, with the era whose readers may still look at them.
     pub(crate) retired: Vec<(Arc<()>, Vec<SegmentNo>)>,
+    /// Live blocks at which cleaning for room was last given up.
+    pub(crate) hopeless: Option<u64>,
     /// The segment being emptied.
     pub(crate) cleaning: Option<crate::cleaner::Cleaning>,
     /// Segments with only index pages left in them, all marked to be written elsewhere.

@@ -390,6 +390,7 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         sharing: crate::sharing::Sharing::default(),
         era: Arc::new(()),
         retired: Vec::new(),
+        hopeless: None,
         cleaning: None,
         cleaned: std::collections::BTreeSet::new(),
         changed: false,

@@ -11,6 +11,7 @@ mod checkpoint;
 mod chunk;
 mod cleaner;
 mod core;
+mod defragment;
 pub mod disk;
 mod draft;
 mod engine;

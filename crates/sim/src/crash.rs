@@ -95,6 +95,9 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
                 for _ in 0..2 {
                     store.clean_one()?;
                 }
+                if rng.one_in(3) {
+                    store.defragment()?;
+                }
                 Ok(())
             }
             Step::Write(..) | Step::TakeSnap(_) | Step::DropSnap(_) | Step::Flush => Ok(()),

@@ -1,3 +1,5 @@
 //! The engine from outside: the contract, crashes, corruption, space.
 
 mod contract;
+mod faults;
+mod space;

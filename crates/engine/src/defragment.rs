@@ -1,0 +1,135 @@
+//! Writing an object's blocks together again.
+//!
+//! Random overwrites leave an object's blocks wherever the log's head was. In idle time such objects are rewritten in order, so that
+//! reading them through is sequential. Blocks shared with other objects stay: moving one reference would copy the data.
+
+use std::collections::{HashMap, HashSet};
+
+use ferry_core::Result;
+
+use crate::address::{Address, Block};
+use crate::cleaner::Live;
+use crate::core::Core;
+use crate::disk::SegmentNo;
+use crate::engine::Engine;
+use crate::index::pieces;
+use crate::key::{Key, KeyReader, Tag};
+use crate::record::{BlockRef, HEAD};
+use crate::tree::After;
+
+/// Objects looked at under one lock.
+const OBJECTS_PER_STEP: usize = 16;
+
+/// Blocks of the mean run below which an object counts as scattered: 128 KiB, about what a disk reads in the time of a seek.
+const RUN_BLOCKS: usize = 32;
+
+/// Which blocks of a segment are shared, as far as it was asked.
+type Shared = HashMap<SegmentNo, HashSet<u32>>;
+
+impl Engine {
+    /// Rewrites every scattered object in order, as far as there is room. For idle time. Returns the blocks moved.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn defragment(&self) -> Result<u64> {
+        let mut moved = 0;
+        let mut from = 0;
+        loop {
+            let (next, blocks) = self.lock().defragment_step(from)?;
+            moved += blocks;
+            self.checkpoint_if_due()?;
+            if self.lock().frees_enough()? {
+                self.checkpoint()?;
+            }
+            match next {
+                Some(inode) => from = inode,
+                None => {
+                    self.checkpoint()?;
+                    return Ok(moved);
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Looks at some objects from inode `from` on. Returns where to go on, and the blocks moved.
+    fn defragment_step(&mut self, from: u64) -> Result<(Option<u64>, u64)> {
+        self.check_writable()?;
+        self.settle_all()?;
+        self.write_back()?;
+        let prefix = Key::new(Tag::Inode);
+        let start = Key::new(Tag::Inode).u64(from);
+        let found = self.tree.scan(start.bytes(), After::Including, prefix.bytes(), OBJECTS_PER_STEP)?;
+        let mut inodes: Vec<u64> = found.iter().map(|(k, _)| KeyReader::new(k).u64()).collect::<Result<_>>()?;
+        inodes.dedup();
+        let Some(last) = inodes.last().copied() else { return Ok((None, 0)) };
+        let mut shared = Shared::new();
+        let mut moved = 0;
+        for inode in inodes {
+            if self.space.available(&*self.disk)? <= u64::from(self.space.reserve()) + 2 {
+                return Ok((None, moved));
+            }
+            let live = self.scattered_blocks(inode, &mut shared)?;
+            moved += live.len() as u64;
+            let written = self.log.written_bytes;
+            self.log_seal()?;
+            self.move_blocks(&live)?;
+            self.log_seal()?;
+            self.counters.cleaner_bytes += self.log.written_bytes - written;
+        }
+        Ok((Some(last + 1), moved))
+    }
+
+    /// The blocks of HEAD that only this object refers to, if they lie scattered.
+    fn scattered_blocks(&mut self, inode: u64, shared: &mut Shared) -> Result<Vec<Live>> {
+        let object = &self.object(inode)?.value;
+        if !object.exists {
+            return Ok(Vec::new());
+        }
+        let mut blocks: Vec<(u32, Address, u32)> = Vec::new();
+        for (chunk, first, from, n) in pieces(0, object.blocks()) {
+            let table = &self.chunk((inode, HEAD, chunk))?.value;
+            for (block, i) in (first..).zip(from..from + n) {
+                if let Block::Data(address, crc) = table.get(i) {
+                    blocks.push((block, address, crc));
+                }
+            }
+        }
+        let joined = |w: &[(u32, Address, u32)]| {
+            w[0].0 + 1 == w[1].0 && w[0].1.segment() == w[1].1.segment() && w[0].1.block() + 1 == w[1].1.block()
+        };
+        let gaps = |w: &[(u32, Address, u32)]| w[0].0 + 1 == w[1].0 && !joined(w);
+        let breaks = blocks.windows(2).filter(|w| gaps(w)).count();
+        if breaks * RUN_BLOCKS <= blocks.len() {
+            return Ok(Vec::new());
+        }
+        let mut live = Vec::new();
+        for (block, address, _) in blocks {
+            if self.is_shared(address, shared)? {
+                continue;
+            }
+            let mut refs: Vec<BlockRef> = Vec::new();
+            let mut crc = 0;
+            self.references_to(address, inode, block, &mut refs, &mut crc)?;
+            live.push((refs, address, crc));
+        }
+        Ok(live)
+    }
+
+    fn is_shared(&mut self, address: Address, shared: &mut Shared) -> Result<bool> {
+        let no = address.segment();
+        if !shared.contains_key(&no) {
+            let mut blocks = HashSet::new();
+            let prefix = Key::new(Tag::Sharer).u32(no.0);
+            for (key, value) in self.tree.scan(prefix.bytes(), After::Including, prefix.bytes(), usize::MAX)? {
+                let mut r = KeyReader::new(&key);
+                let (_, from) = (r.u32()?, u32::from(r.u16()?));
+                let length = value.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
+                blocks.extend(from..from + u32::from(length));
+            }
+            shared.insert(no, blocks);
+        }
+        Ok(shared.get(&no).is_some_and(|b| b.contains(&address.block())))
+    }
+}

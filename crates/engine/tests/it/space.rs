@@ -1,0 +1,141 @@
+//! A full store loses nothing, lets go of what is removed, and works again.
+
+use std::sync::Arc;
+
+use ferry_core::testing::test_env;
+use ferry_core::{Effect, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, SnapContext, SnapId, Store, WriteOp};
+use ferry_engine::disk::sim::SimDisk;
+use ferry_engine::disk::{Disk, FileId};
+use ferry_engine::{Engine, Options};
+
+const OPTIONS: Options = Options { segment_blocks: 64, capacity_bytes: 40 * 64 * 4096, cache_bytes: 1 << 20 };
+
+fn object(pool: PoolId, n: usize) -> ObjectId {
+    ObjectId::new(pool, &Namespace::default(), &format!("o{n}"))
+}
+
+fn content(n: usize) -> Vec<u8> {
+    (0..100_000).map(|i| u8::try_from((i * 7 + n * 13) % 251).unwrap()).collect()
+}
+
+/// Writes objects until the store is full. Returns how many there are.
+fn fill(store: &Engine, pool: PoolId) -> usize {
+    for n in 0..10_000 {
+        match store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait() {
+            Ok(_) => {}
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::NoSpace, "{}", e.chain());
+                assert_eq!(e.errno().0, 28);
+                return n;
+            }
+        }
+    }
+    panic!("the store never fills");
+}
+
+fn expect(store: &Engine, pool: PoolId, objects: impl Iterator<Item = usize>) {
+    for n in objects {
+        let reply = store.read(&object(pool, n), SnapId::HEAD, ReadOp::data(0, 200_000)).wait().unwrap();
+        assert!(reply.data.to_vec(0, reply.size) == content(n), "object {n}");
+    }
+}
+
+fn remove(n: usize, pool: PoolId, store: &Engine) {
+    store.write(&object(pool, n), WriteOp::new().effect(Effect::Remove).full_try()).wait().unwrap();
+}
+
+#[test]
+fn a_full_store_keeps_everything_and_takes_more_after_removals() {
+    let disk = Arc::new(SimDisk::new(1));
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), OPTIONS).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    let count = fill(&store, pool);
+    assert!(count > 50, "most of the capacity is for clients: {count}");
+    expect(&store, pool, 0..count);
+    store.flush().wait().unwrap();
+    // Scattered removals: no segment becomes empty by itself, so the cleaner has to work.
+    for n in (0..count).step_by(3) {
+        remove(n, pool, &store);
+    }
+    // Nearly as many fit again: the cleaner's own head takes a segment, and the small segments waste some of theirs.
+    let again = count / 3 * 4 / 5 * 3;
+    for n in (0..again).step_by(3) {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    let there = || (0..count).filter(|n| n % 3 != 0 || *n < again);
+    expect(&store, pool, there());
+    assert!(store.check().unwrap().is_clean());
+    store.close().unwrap();
+    drop(store);
+    let store = Engine::open(disk, test_env(2), OPTIONS).unwrap();
+    expect(&store, pool, there());
+    assert!(store.check().unwrap().is_clean());
+}
+
+#[test]
+fn a_full_medium_is_no_worse_than_a_full_store() {
+    let disk = Arc::new(SimDisk::new(1));
+    let options = Options { capacity_bytes: 0, ..OPTIONS };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    disk.set_capacity(20 * 64 * 4096);
+    let pool = store.create_pool("p").wait().unwrap();
+    let count = fill(&store, pool);
+    expect(&store, pool, 0..count);
+    store.flush().wait().unwrap();
+    for n in 0..count / 2 {
+        remove(n, pool, &store);
+    }
+    for n in 0..count / 3 {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    expect(&store, pool, 0..count / 3);
+    expect(&store, pool, count / 2..count);
+    assert!(store.check().unwrap().is_clean());
+}
+
+#[test]
+fn a_released_snapshot_gives_its_space_back_on_a_full_store() {
+    let store = Engine::create(Arc::new(SimDisk::new(1)), test_env(1), OPTIONS).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    let half = 35;
+    for n in 0..half {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    let snap = store.allocate_snap(pool).wait().unwrap();
+    let context = SnapContext { seq: snap.0, snaps: Arc::from([snap].as_slice()) };
+    let mut overwritten = 0;
+    let full = (0..half).chain(0..half).find_map(|n| {
+        let op = WriteOp::new().under(context.clone()).write(0, content(n));
+        overwritten += 1;
+        store.write(&object(pool, n), op).wait().err()
+    });
+    if let Some(e) = full {
+        assert_eq!(e.kind(), ErrorKind::NoSpace);
+    }
+    store.release_snap(pool, snap).wait().unwrap();
+    for n in 0..half {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    expect(&store, pool, 0..half);
+    assert!(store.check().unwrap().is_clean());
+}
+
+#[test]
+fn files_shrink_with_what_the_store_holds() {
+    let disk = Arc::new(SimDisk::new(1));
+    let options = Options { capacity_bytes: 0, ..OPTIONS };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    for n in 0..200 {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    store.checkpoint().unwrap();
+    let segments = || disk.files().iter().filter(|(f, _)| matches!(f, FileId::Segment(_))).count();
+    let before = segments();
+    for n in 0..200 {
+        remove(n, pool, &store);
+    }
+    store.checkpoint().unwrap();
+    store.checkpoint().unwrap();
+    assert!(before > 70 && segments() <= 8, "{before} files, then {}", segments());
+}
