@@ -2,7 +2,7 @@
 //!
 //! Three traits meet here: [`Store`] (below: pools of sparse objects), `BlockDevice` (above: what is
 //! served) and later `BlockSource` (beside: foreign images). This crate does no I/O, starts no thread
-//! and knows no clock; [`env`] is how the others are given those.
+//! and knows no clock; [`mod@env`] is how the others are given those.
 
 pub mod checksum;
 pub mod denc;

@@ -1,7 +1,7 @@
 //! What every `Store` must do, as a list of named cases.
 //!
 //! `run_all(|| my_store())` is the one line of test an implementation needs. Where making pools is slow or not allowed,
-//! [`run_in`] runs the cases that need no pool of their own, each in its own namespace. [`differential`] compares an
+//! [`run_in`] runs the cases that need no pool of their own, each in its own namespace. [`differential()`] compares an
 //! implementation with [`MemStore`](crate::testing::MemStore) over random operations.
 
 mod data;
