@@ -33,13 +33,10 @@ impl LateStore {
     }
 
     /// Makes a request later. Half of the wait lies before the request happens and half before its answer is seen.
-    fn later<T: Unpin + 'static>(
+    fn later<T: Unpin + Send + 'static>(
         &self,
         request: impl FnOnce(&dyn Store) -> Reply<T> + Send + 'static,
-    ) -> Reply<T>
-    where
-        T: Send,
-    {
+    ) -> Reply<T> {
         let inner = Arc::clone(&self.inner);
         let (before, after) = (self.rng.below(POLLS_MAX), self.rng.below(POLLS_MAX));
         Reply::pending(async move {

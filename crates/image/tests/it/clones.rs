@@ -20,7 +20,9 @@ use ferry_image::usage::usage;
 use ferry_image::{copy, rollback, snapshot};
 use futures_executor::block_on;
 
-const OBJECT: u64 = 16 << 10;
+/// Bytes in memory.
+const OBJECT_LEN: usize = 16 << 10;
+const OBJECT: u64 = OBJECT_LEN as u64;
 const SIZE: u64 = 4 * OBJECT;
 
 async fn pool(share: bool) -> Pool {
@@ -36,7 +38,7 @@ async fn family(share: bool) -> Result<Pool> {
     let pool = pool(share).await;
     let options = CreateOptions { order: Some(14), ..CreateOptions::sized(SIZE) };
     create(&pool, "parent", &options).await?;
-    write(&pool, "parent", 0, vec![7; SIZE as usize]).await?;
+    write(&pool, "parent", 0, vec![7; 4 * OBJECT_LEN]).await?;
     let mut parent = open(&pool, "parent").await?;
     snapshot::create(&mut parent, "s").await?;
     parent.close().await?;
@@ -90,7 +92,7 @@ async fn objects_at(pool: &Pool, name: &str, at: SnapId) -> Result<Vec<u8>> {
         assert!(object.iter().all(|b| *b == object[0]), "an object of {name} holds a mix");
         object[0]
     };
-    Ok(bytes.chunks(OBJECT as usize).map(value).collect())
+    Ok(bytes.chunks(OBJECT_LEN).map(value).collect())
 }
 
 /// Size of a data object of HEAD; `None` where there is none.
@@ -125,7 +127,7 @@ fn one_block_can_be_discarded_out_of_the_parents_bytes() {
         let device = ImageDevice::open(open(&pool, "child").await.unwrap()).await.unwrap();
         let bytes = device.read(0, OBJECT).await.unwrap();
         let holds = |range: std::ops::Range<usize>, value: u8| bytes[range].iter().all(|b| *b == value);
-        assert!(holds(0..4096, 7) && holds(4096..8192, 0) && holds(8192..OBJECT as usize, 7));
+        assert!(holds(0..4096, 7) && holds(4096..8192, 0) && holds(8192..OBJECT_LEN, 7));
     });
 }
 
@@ -138,7 +140,7 @@ fn a_first_write_brings_the_parents_bytes_along_shared_or_copied() {
             assert_eq!(object_size(&pool, "child", 0).await.unwrap(), Some(OBJECT));
             let revision = open(&pool, "child").await.unwrap().revision().await.unwrap();
             let bytes = revision.read_bytes(0, OBJECT).await.unwrap();
-            let mut expected = vec![7; OBJECT as usize];
+            let mut expected = vec![7; OBJECT_LEN];
             expected[100..150].fill(1);
             assert_eq!(bytes, expected);
         });
@@ -150,7 +152,7 @@ fn a_snapshot_made_before_the_first_write_keeps_showing_the_parent() {
     block_on(async {
         let pool = family(true).await.unwrap();
         let then = snap(&pool, "child", "t").await.unwrap();
-        write(&pool, "child", 0, vec![1; OBJECT as usize]).await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
         assert_eq!(objects_at(&pool, "child", then).await.unwrap(), [7, 7, 7, 7]);
         assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [1, 7, 7, 7]);
     });
@@ -161,7 +163,7 @@ fn deep_flatten_frees_head_and_snapshots() {
     block_on(async {
         let pool = family(true).await.unwrap();
         let then = snap(&pool, "child", "t").await.unwrap();
-        write(&pool, "child", 0, vec![1; OBJECT as usize]).await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
         discard(&pool, "child", OBJECT, OBJECT).await.unwrap();
         assert_eq!(flattened(&pool, "child").await.unwrap(), Flattened::Everything);
         assert!(!open(&pool, "child").await.unwrap().header.needs_parent());
@@ -178,7 +180,7 @@ fn a_snapshot_that_cannot_be_served_keeps_its_link_when_head_is_flattened() {
         // HEAD loses half of the parent; what is written there now lies above the snapshot.
         set_size(&pool, "child", 2 * OBJECT).await.unwrap();
         set_size(&pool, "child", SIZE).await.unwrap();
-        write(&pool, "child", 3 * OBJECT, vec![1; OBJECT as usize]).await.unwrap();
+        write(&pool, "child", 3 * OBJECT, vec![1; OBJECT_LEN]).await.unwrap();
         assert_eq!(flattened(&pool, "child").await.unwrap(), Flattened::Head);
         assert_eq!(objects_at(&pool, "child", then).await.unwrap(), [7, 7, 7, 7]);
         assert_eq!(objects_at(&pool, "child", SnapId::HEAD).await.unwrap(), [7, 7, 0, 1]);

@@ -149,12 +149,12 @@ async fn disjoint(seed: u64, share: bool) -> Result<()> {
 #[test]
 fn changes_of_disjoint_ranges_at_once_all_arrive() {
     for seed in 0..60 {
-        block_on(Box::pin(disjoint(seed, seed % 2 == 0))).unwrap();
+        block_on(Box::pin(disjoint(seed, seed.is_multiple_of(2)))).unwrap();
     }
 }
 
 async fn contended(seed: u64) -> Result<()> {
-    let clone = make_clone(seed, seed % 2 == 0).await?;
+    let clone = make_clone(seed, seed.is_multiple_of(2)).await?;
     // Independent of the parent, so that discarding whole objects removes them.
     let mut image = clone.open().await?;
     flatten(&mut image, &mut silent).await?;
