@@ -4,11 +4,19 @@ use ferry_core::{Errno, Namespace, WriteOp};
 use futures_executor::block_on;
 
 use super::Pool;
+use crate::clone::{self, CloneFormat};
 use crate::create::{CreateOptions, create};
-use crate::encoding::{DIRECTORY_OBJECT, encode_string};
+use crate::encoding::{DIRECTORY_OBJECT, TrashSource, encode_string};
+use crate::header::Opening;
+use crate::image::Image;
+use crate::metadata;
 use crate::progress::silent;
 use crate::remove::{UsedParent, remove};
+use crate::rename::rename;
+use crate::snapshot;
+use crate::status;
 use crate::test_world::{World, die_everywhere};
+use crate::trash::{self, Force};
 
 #[test]
 fn a_pool_is_found_by_name_and_number() {
@@ -88,10 +96,10 @@ fn namespaces_are_made_listed_and_removed_when_empty() {
     let inside = pool.in_namespace(&names[1]);
     block_on(create(&inside, "a", &CreateOptions::sized(1 << 20))).unwrap();
     assert_eq!(block_on(pool.remove_namespace("n")).unwrap_err().errno(), Errno::EBUSY);
-    let source = crate::encoding::TrashSource::User;
-    let id = block_on(crate::trash::move_in(&inside, "a", source, std::time::Duration::ZERO)).unwrap();
+    let source = TrashSource::User;
+    let id = block_on(trash::move_in(&inside, "a", source, std::time::Duration::ZERO)).unwrap();
     assert_eq!(block_on(pool.remove_namespace("n")).unwrap_err().errno(), Errno::EBUSY);
-    block_on(crate::trash::restore(&inside, &id, None, None)).unwrap();
+    block_on(trash::restore(&inside, &id, None, None)).unwrap();
     block_on(remove(&inside, "a", UsedParent::Refuse, &mut silent)).unwrap();
     block_on(pool.remove_namespace("n")).unwrap();
     assert_eq!(block_on(pool.namespaces()).unwrap(), names[..1]);
@@ -130,4 +138,55 @@ fn a_directory_entry_that_is_no_text_is_reported() {
     pool.store.write(&pool.object(DIRECTORY_OBJECT), op).wait().unwrap();
     let error = block_on(pool.images()).unwrap_err();
     assert_eq!(error.kind(), ferry_core::ErrorKind::Corrupt);
+}
+
+#[test]
+fn every_write_to_a_read_only_pool_fails_with_30_and_changes_no_byte() {
+    let world = World::new();
+    let pool = world.pool("p");
+    block_on(pool.create_namespace("n")).unwrap();
+    for name in ["a", "b"] {
+        block_on(create(&pool, name, &CreateOptions::sized(1 << 20))).unwrap();
+    }
+    let mut image = block_on(Image::open(&pool, "a", Opening::ReadWrite)).unwrap();
+    block_on(snapshot::create(&mut image, "s")).unwrap();
+    block_on(image.close()).unwrap();
+    block_on(status::lock_add(&block_on(Image::open(&pool, "a", Opening::ReadOnly)).unwrap(), "x", None))
+        .unwrap();
+    let id = block_on(trash::move_in(&pool, "b", TrashSource::User, std::time::Duration::ZERO)).unwrap();
+    let pool = world.freeze(&pool);
+    let before = world.dump(&pool);
+    let image = block_on(Image::open(&pool, "a", Opening::ReadOnly)).unwrap();
+    let at = image.at_snapshot("s").unwrap();
+    let options = CreateOptions::sized(1 << 20);
+    let refused = [
+        ("create", block_on(create(&pool, "c", &options)).map(drop)),
+        (
+            "create in namespace",
+            block_on(create(&pool.in_namespace(&Namespace::new("n")), "c", &options)).map(drop),
+        ),
+        ("clone", block_on(clone::create(&at, &pool, "c", CloneFormat::Auto, &options)).map(drop)),
+        ("remove", block_on(remove(&pool, "a", UsedParent::Refuse, &mut silent))),
+        ("rename", block_on(rename(&pool, "a", "c"))),
+        ("open", block_on(Image::open(&pool, "a", Opening::ReadWrite)).map(drop)),
+        (
+            "trash mv",
+            block_on(trash::move_in(&pool, "a", TrashSource::User, std::time::Duration::ZERO)).map(drop),
+        ),
+        ("trash restore", block_on(trash::restore(&pool, &id, None, None))),
+        ("trash rm", block_on(trash::remove(&pool, &id, Force::Yes, &mut silent))),
+        ("trash purge", block_on(trash::purge(&pool, world.env.clock.now(), &mut silent)).map(drop)),
+        ("namespace create", block_on(pool.create_namespace("m"))),
+        ("namespace rm", block_on(pool.remove_namespace("n"))),
+        ("metadata", block_on(metadata::pool_set(&pool, "k", b"v"))),
+        ("config", block_on(metadata::config::set_in_pool(&pool, "rbd_cache", "true"))),
+        ("lock add", block_on(status::lock_add(&image, "y", None))),
+        ("lock rm", block_on(status::lock_remove(&image, "x", pool.store.client()))),
+    ];
+    for (what, result) in refused {
+        assert_eq!(result.map_err(|e| e.errno()), Err(Errno::EROFS), "{what}");
+        assert_eq!(world.dump(&pool), before, "{what}");
+    }
+    block_on(pool.init()).unwrap();
+    assert_eq!(world.dump(&pool), before, "a pool that is initialised already stays as it is");
 }
