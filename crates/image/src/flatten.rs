@@ -93,11 +93,7 @@ impl Io {
         if overlap > 0 && !exists_at(self.revision(), object).await? {
             let whole = ObjectExtent { object, offset: 0, length: overlap };
             if !self.revision().locate_in_parent(whole).await?.is_empty() {
-                let _ticket = match self.map() {
-                    Some(map) => Some(map.begin_write(vec![object]).await?),
-                    None => None,
-                };
-                self.copy_up(object, Vec::new()).await?;
+                self.announced(vec![object], self.copy_up(object, Vec::new())).await?;
             }
         }
         let mut needed = Vec::new();

@@ -35,15 +35,17 @@ struct InFlight {
     disturbed: bool,
 }
 
-/// Says that objects are being written, until dropped.
+/// Says that objects are being written, until finished. Dropped before, it goes on saying so: a request that was given up may
+/// still happen, and no removal of these objects may be trusted to have come last.
 #[derive(Debug)]
 pub struct WriteTicket<'a> {
     map: &'a LiveMap,
     objects: Vec<ObjectNo>,
 }
 
-impl Drop for WriteTicket<'_> {
-    fn drop(&mut self) {
+impl WriteTicket<'_> {
+    /// Says that the writes have happened, or never will.
+    pub fn finish(self) {
         let mut in_flight = locked(&self.map.in_flight);
         for object in &self.objects {
             let gone = in_flight.get_mut(object).is_none_or(|f| {
@@ -95,6 +97,9 @@ impl LiveMap {
     ///
     /// # Crash safety
     /// A crash leaves the map saying that objects exist which do not; that is allowed.
+    ///
+    /// # Cancel safety
+    /// As dropping the ticket.
     pub async fn begin_write(&self, objects: Vec<ObjectNo>) -> Result<WriteTicket<'_>> {
         {
             let mut in_flight = locked(&self.in_flight);

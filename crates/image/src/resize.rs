@@ -115,14 +115,13 @@ impl Io {
         if cut.offset == 0 {
             return self.remove_object(cut.object).await;
         }
-        let _ticket = match self.map() {
-            Some(map) => Some(map.begin_write(vec![cut.object]).await?),
-            None => None,
-        };
         let op = WriteOp::new().guard(Guard::AssertExists).effect(Effect::Truncate(cut.offset));
-        match self.apply(cut.object, op).await {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
+        let cutting = async {
+            match self.apply(cut.object, op).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                done => done,
+            }
+        };
+        self.announced(vec![cut.object], cutting).await
     }
 }

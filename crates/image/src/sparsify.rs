@@ -66,14 +66,15 @@ impl Io {
             if effects.is_empty() {
                 return Ok(());
             }
-            let _ticket = match self.map() {
-                Some(map) => Some(map.begin_write(vec![object]).await?),
-                None => None,
-            };
             let op = WriteOp { effects, ..WriteOp::new() }.guard(Guard::AssertVersion(reply.version));
-            match self.apply(object, op).await {
-                Err(e) if e.kind() == ErrorKind::Conflict => {}
-                done => return done,
+            let punching = async {
+                match self.apply(object, op).await {
+                    Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
+                    done => done.map(|()| true),
+                }
+            };
+            if self.announced(vec![object], punching).await? {
+                return Ok(());
             }
         }
         Err(Error::busy("an object is written all the time").with("image_object", object.0))
@@ -93,7 +94,7 @@ impl Io {
         };
         if let Some(map) = self.map() {
             if !removed {
-                drop(map.begin_write(vec![object]).await?);
+                map.begin_write(vec![object]).await?.finish();
             }
             map.end_remove(object).await?;
         }

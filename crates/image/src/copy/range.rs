@@ -58,11 +58,8 @@ impl Io {
             all.push(Effect::Zero { offset: extent.offset, length: extent.length });
         }
         all.extend(effects);
-        let _ticket = match self.map() {
-            Some(map) => Some(map.begin_write(vec![extent.object]).await?),
-            None => None,
-        };
-        self.apply(extent.object, WriteOp { effects: all, ..WriteOp::new() }).await
+        let op = WriteOp { effects: all, ..WriteOp::new() };
+        self.announced(vec![extent.object], self.apply(extent.object, op)).await
     }
 }
 

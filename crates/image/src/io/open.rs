@@ -26,7 +26,8 @@ pub fn layout_of(header: &Header) -> Result<Layout> {
 /// The revision `at` of an image and all its ancestors.
 ///
 /// # Errors
-/// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; those of the store.
+/// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; `Unsupported` (95) for the target of a migration under
+/// way; those of the store.
 pub async fn open_revision(
     store: &Arc<dyn Store>,
     pool: PoolId,
@@ -34,6 +35,7 @@ pub async fn open_revision(
     header: &Header,
     at: SnapId,
 ) -> Result<Revision> {
+    refuse_redirected(header)?;
     // From the image up to the oldest ancestor, then put together the other way round.
     let mut chain = Vec::new();
     let mut link = header.parent_at(at)?;
@@ -47,6 +49,7 @@ pub async fn open_revision(
         let above = header::load(&**store, &object).await.map_err(|e| {
             Error::new(e.kind(), "cannot read the header of an ancestor").errno_is(e.errno()).because(e)
         })?;
+        refuse_redirected(&above)?;
         link = above.parent_at(parent.snap)?;
         let revision = own_revision(store, parent.pool, &parent.namespace, &above, parent.snap)?;
         chain.push((revision, link.as_ref().map_or(0, |l| l.overlap)));
@@ -57,6 +60,14 @@ pub async fn open_revision(
         revision = Revision { parent: Some(parent), ..child };
     }
     Ok(revision)
+}
+
+/// Refuses an image that a migration is still filling: what has not been copied yet would read as zeros.
+fn refuse_redirected(header: &Header) -> Result<()> {
+    if header.redirects() {
+        return Err(Error::unsupported("the image is the target of a migration that has not been executed"));
+    }
+    Ok(())
 }
 
 /// A revision without its ancestors.

@@ -7,7 +7,6 @@ use super::Io;
 use crate::copyup::CopyUp;
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::WRITE_RETRIES_MAX;
-use crate::object_map::ObjectState;
 
 impl Io {
     /// Writes `data` at `offset`.
@@ -31,17 +30,31 @@ impl Io {
         let mut touched = vec![first.object];
         touched.extend(second.map(|e| e.object));
         touched.extend(objects);
-        let _ticket = match self.map() {
-            Some(map) => Some(map.begin_write(touched).await?),
-            None => None,
-        };
         if second.is_none() {
-            return self.write_object(first, self.part_of(first, offset, &data)).await;
+            let data = self.part_of(first, offset, &data);
+            return self.announced(touched, self.write_object(first, data)).await;
         }
-        self.for_each_object(offset, length, |extent| {
+        let writing = self.for_each_object(offset, length, |extent| {
             self.write_object(extent, self.part_of(extent, offset, &data))
-        })
-        .await
+        });
+        self.announced(touched, writing).await
+    }
+
+    /// Does `work`, which changes `objects` (ascending), after the object map was told.
+    ///
+    /// # Errors
+    /// Those of the store, nothing having been done; those of `work`.
+    pub(crate) async fn announced<T>(
+        &self,
+        objects: Vec<ObjectNo>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Some(map) = self.map() else { return work.await };
+        let ticket = map.begin_write(objects).await?;
+        // A failure leaves it open whether the work happens later.
+        let done = work.await?;
+        ticket.finish();
+        Ok(done)
     }
 
     /// Makes a range read as zeros, giving its space back.
@@ -132,25 +145,22 @@ impl Io {
             Effect::Zero { offset: extent.offset, length: extent.length }
         };
         let hides_parent = extent.offset == 0 && extent.length >= overlap;
-        let _ticket = match self.map() {
-            Some(map) if overlap > extent.offset || map.get(object) != ObjectState::Exists => {
-                Some(map.begin_write(vec![object]).await?)
+        let discarding = async {
+            if overlap <= extent.offset {
+                // A missing object reads as zeros here already.
+                let op = WriteOp::new().guard(Guard::AssertExists).effect(effect);
+                return match self.apply(object, op).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                    done => done,
+                };
             }
-            Some(_) | None => None,
+            if hides_parent && !self.must_go_deep(object) {
+                // Leaves an object, if an empty one: it hides the parent.
+                return self.apply(object, WriteOp::new().effect(Effect::Create).effect(effect)).await;
+            }
+            self.change_or_copy_up(object, effect).await
         };
-        if overlap <= extent.offset {
-            // A missing object reads as zeros here already.
-            let op = WriteOp::new().guard(Guard::AssertExists).effect(effect);
-            return match self.apply(object, op).await {
-                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-                done => done,
-            };
-        }
-        if hides_parent && !self.must_go_deep(object) {
-            // Leaves an object, if an empty one: it hides the parent.
-            return self.apply(object, WriteOp::new().effect(Effect::Create).effect(effect)).await;
-        }
-        self.change_or_copy_up(object, effect).await
+        self.announced(vec![object], discarding).await
     }
 
     /// Removes an object that hides nothing.

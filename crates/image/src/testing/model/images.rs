@@ -25,15 +25,19 @@ impl World {
         let order = 12 + u8::try_from(self.rng.below(3)).unwrap_or(0);
         let features =
             [Features::LAYERING, Features::DEFAULT, Features::DEFAULT.without(Features::DEEP_FLATTEN)];
-        let unit = (1 << order) >> self.rng.below(4);
-        let is_striped = self.rng.one_in(3);
+        // Always both: what is left out is taken from a clone's parent, and may not fit the order.
+        let (unit, count) = if self.rng.one_in(3) {
+            ((1 << order) >> self.rng.below(4), 1 + self.rng.below(3))
+        } else {
+            (1 << order, 1)
+        };
         let data_pool = self.rng.one_in(4).then(|| self.pools[1].info.clone());
         CreateOptions {
             size,
             order: Some(order),
             features: Some(features[self.pick(3)]),
-            stripe_unit: is_striped.then_some(unit),
-            stripe_count: is_striped.then(|| 1 + self.rng.below(3)),
+            stripe_unit: Some(unit),
+            stripe_count: Some(count),
             data_pool,
             ..CreateOptions::default()
         }
