@@ -4,4 +4,5 @@
 
 pub mod crash;
 pub mod flip;
+pub mod load;
 pub mod workload;

@@ -1,4 +1,5 @@
-//! Replays seeds: `ferry-sim crash FROM COUNT [STEPS IMAGES]`.
+//! Replays seeds: `ferry-sim crash FROM COUNT [STEPS IMAGES]`. Loads a store until it is killed, printing what is durable, and
+//! checks it afterwards: `ferry-sim load DIRECTORY FROM`, `ferry-sim verify DIRECTORY DURABLE`.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -9,6 +10,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, default: u64| arguments.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let mut out = std::io::stdout().lock();
+    let directory = std::path::Path::new(arguments.get(1).map_or("", String::as_str));
+    let done = match arguments.first().map(String::as_str) {
+        Some("load") => Some(ferry_sim::load::write(directory, number(2, 0), &mut out).map(|()| String::new())),
+        Some("verify") => Some(ferry_sim::load::verify(directory, number(2, 0))),
+        _ => None,
+    };
+    if let Some(done) = done {
+        let (code, text) = done.map_or_else(|e| (ExitCode::FAILURE, e.chain()), |text| (ExitCode::SUCCESS, text));
+        return if writeln!(out, "{text}").is_ok() { code } else { ExitCode::FAILURE };
+    }
     let mut failures = 0;
     let mut outcome = Outcome::default();
     let (from, count) = (number(1, 0), number(2, 1));

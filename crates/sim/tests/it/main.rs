@@ -3,3 +3,4 @@
 mod crash;
 mod flip;
 mod images;
+mod process;
