@@ -94,6 +94,8 @@ paxos propose interval = 0.02
 paxos min wait = 0.01
 [client]
 keyring = $DIR/keyring
+# Several clients in one process would fight for one name.
+admin socket =
 CONF
 }
 
