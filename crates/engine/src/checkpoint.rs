@@ -163,7 +163,7 @@ impl Core {
             let address = self.log.append(
                 &mut self.space,
                 &self.env,
-                (Head::Main, Purpose::Reclaim),
+                (Head::Index, Purpose::Reclaim),
                 &[record],
                 vec![bytes],
             )?;
@@ -187,7 +187,7 @@ impl Core {
         let address = self.log.append(
             &mut self.space,
             &self.env,
-            (Head::Main, Purpose::Reclaim),
+            (Head::Index, Purpose::Reclaim),
             &[Record::Table { crcs }],
             vec![payload],
         )?;

@@ -186,7 +186,7 @@ impl Core {
     /// Whether the emptied segments are worth the checkpoint that frees them: many of them, or nothing else left.
     pub(crate) fn frees_enough(&self) -> Result<bool> {
         let empty = self.space.empty().len() as u64;
-        let many = (self.space.in_use() / 96).max(EMPTY_SEGMENTS);
+        let many = (self.space.in_use() / 24).max(EMPTY_SEGMENTS);
         let short = u64::from(self.space.reserve()) + 2;
         Ok(empty >= many || (empty > 0 && self.space.available(&*self.disk)? <= short))
     }

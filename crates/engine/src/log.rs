@@ -1,7 +1,7 @@
-//! The log: batches appended to segments by two heads. Layout: `docs/format/batch.md`.
+//! The log: batches appended to segments by three heads. Layout: `docs/format/batch.md`.
 //!
 //! Invariants
-//! - At most one batch is open, so the order of records is the order of batch sequences over both heads.
+//! - At most one batch is open, so the order of records is the order of batch sequences over all heads.
 //! - A transaction's records and payload are in one batch.
 //! - A batch that was begun has its place in its segment: finishing it cannot run out of space.
 //! - After a failed write or sync nothing more is written: what reached the disk is unknown until recovery.
@@ -63,7 +63,7 @@ pub(crate) struct Log {
     /// Last batch known durable.
     pub(crate) durable_upto: u64,
     open: Option<OpenBatch>,
-    heads: [Option<SegmentNo>; 2],
+    heads: [Option<SegmentNo>; 3],
     unsynced: BTreeSet<SegmentNo>,
     /// Set by the first failed write or sync.
     pub(crate) poisoned: bool,
@@ -82,7 +82,7 @@ impl Log {
         sequence: u64,
         space: &Space,
     ) -> Self {
-        let mut heads = [None; 2];
+        let mut heads = [None; 3];
         for (no, segment) in space.iter() {
             if let State::Open(head) = segment.state {
                 heads[head as usize] = Some(no);
@@ -154,7 +154,7 @@ impl Log {
         Ok(address)
     }
 
-    /// Makes room for a transaction of the main head and says where its payload will lie, if it is the next one appended.
+    /// Makes room for a transaction of the index head and says where its payload will lie, if it is the next one appended.
     pub(crate) fn make_room(
         &mut self,
         space: &mut Space,
@@ -163,7 +163,7 @@ impl Log {
         payload_blocks: usize,
     ) -> Result<Room> {
         let blocks = u32::try_from(payload_blocks).map_err(|_| Error::invalid("larger than a segment"))?;
-        self.reserve(space, env, (Head::Main, Purpose::Reclaim), record_bytes, blocks)?;
+        self.reserve(space, env, (Head::Index, Purpose::Reclaim), record_bytes, blocks)?;
         let batch = self.open.as_ref().expect("a batch was just reserved");
         let first = batch.start + batch.header_blocks + batch.payload_blocks;
         Ok(Room { payload: Address::new(batch.segment, first), end: first + blocks })

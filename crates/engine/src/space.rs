@@ -28,10 +28,12 @@ pub(crate) enum State {
 /// A place where the log grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Head {
-    /// What clients write, and checkpoints.
+    /// What clients write.
     Main,
     /// What the cleaner keeps: colder data.
     Cold,
+    /// What checkpoints write: pages that die together at a later checkpoint.
+    Index,
 }
 
 /// Who asks for space.
@@ -125,6 +127,7 @@ impl Space {
                 State::Open(Head::Main) => 1,
                 State::Open(Head::Cold) => 2,
                 State::Sealed => 3,
+                State::Open(Head::Index) => 4,
             });
             e.bool(s.torn);
             e.raw(&[0; 2]);
@@ -153,6 +156,7 @@ impl Space {
                 1 => State::Open(Head::Main),
                 2 => State::Open(Head::Cold),
                 3 => State::Sealed,
+                4 => State::Open(Head::Index),
                 other => return Err(Error::corrupt("unknown state of a segment").with("state", other)),
             };
             let torn = d.bool()?;

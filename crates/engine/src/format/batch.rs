@@ -1,7 +1,7 @@
 //! Header of a batch: what one append to the log holds. Layout: `docs/format/batch.md`.
 //!
 //! Invariants
-//! - `sequence` grows by one from batch to batch of an epoch, over both log heads.
+//! - `sequence` grows by one from batch to batch of an epoch, over all log heads.
 //! - The checksum covers every header block to its end, so no byte of it is without one.
 //! - A batch is valid if its header is and every payload block matches the CRC its record gives.
 
