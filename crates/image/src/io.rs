@@ -7,6 +7,8 @@
 //! - With a valid object map, the map says `Exists` before an object is written and `Absent` only after it is gone.
 
 mod open;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;

@@ -30,15 +30,19 @@ impl Diff {
         };
         let mut changes = match (verdict, self.request.granularity) {
             (Verdict::Changed { exists }, Granularity::WholeObject) => {
-                let state = if exists { ExtentState::Data } else { ExtentState::Zero };
+                // Rolled back to a time before it was made, a missing object shows the parent again.
+                let shows_data = exists || self.to.overlap_in(object) > 0;
+                let state = if shows_data { ExtentState::Data } else { ExtentState::Zero };
                 self.in_image(object, 0, length, state)
             }
             _ if self.list_snaps => self.by_versions(from, object).await?,
             _ => self.by_reading(from, object, length).await?,
         };
         if self.request.granularity == Granularity::WholeObject && !changes.is_empty() {
-            let data = changes.iter().any(|c| c.state == ExtentState::Data);
-            let state = if data { ExtentState::Data } else { ExtentState::Zero };
+            // Zeros only where all of the object is known to be: what did not change may be data.
+            let zeros =
+                changes.iter().filter(|c| c.state == ExtentState::Zero).map(|c| c.length).sum::<u64>();
+            let state = if zeros == length { ExtentState::Zero } else { ExtentState::Data };
             changes = self.in_image(object, 0, length, state);
         }
         Ok(changes)

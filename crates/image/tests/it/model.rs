@@ -8,7 +8,7 @@ use ferry_image::testing::model;
 use futures_executor::block_on;
 
 /// Seeds that are always run; those that found something stay.
-const SEEDS: [u64; 4] = [1, 2, 3, 4];
+const SEEDS: [u64; 5] = [1, 2, 3, 4, 100];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|v| v.parse().ok())
