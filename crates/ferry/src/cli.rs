@@ -2,6 +2,7 @@
 
 mod args;
 mod clone;
+mod cluster;
 mod exit;
 mod feature;
 mod files;
@@ -109,6 +110,7 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let config = home.load().map_err(configuration_failed)?;
     let settings = Settings::new(&config, parsed.overrides());
     let overrides = parsed.overrides().clone();
+    let cluster = cluster::of(program, &parsed)?;
     let show = Show::of(&parsed)?;
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings })?;
     let Plan::Run { command, files } = plan else {
@@ -118,7 +120,7 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let mut opened = files.open(&command, &reporter)?;
     let env = ferry_node::env::system_env().map_err(configuration_failed)?;
     let node = Node::new(home, config, env);
-    let request = Request { command: *command, overrides };
+    let request = Request { command: *command, overrides, cluster };
     let result = futures_executor::block_on(node.execute(request, opened.streams(), &reporter));
     match result {
         Ok(response) => {

@@ -10,8 +10,8 @@ mod failure;
 mod response;
 
 pub use command::{
-    BenchPattern, BenchType, CloneCommand, Command, ConfigAction, ConfigLevel, Detail, ExportFormat,
-    FeatureChange, ImageBy, ImageCommand, ImageRef, LayoutOptions, LockCommand, MetaCommand,
+    BenchPattern, BenchType, CloneCommand, Cluster, ClusterPools, Command, ConfigAction, ConfigLevel, Detail,
+    ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, LayoutOptions, LockCommand, MetaCommand,
     NamespaceCommand, ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy, SnapCommand, SnapScope,
     TransferCommand, TrashCommand, TrashScope, UsageCommand,
 };

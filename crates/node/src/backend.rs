@@ -2,6 +2,7 @@
 
 mod engine;
 mod owner;
+mod rados;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ferry_core::{Env, Result, Store};
 
-use crate::api::CheckReport;
+use crate::api::{CheckReport, Cluster};
 
-pub use engine::EngineStores;
+pub use engine::RealStores;
 pub use owner::{OWNER_WAIT_MAX, Owner};
 
 /// What to do where there is no store.
@@ -49,6 +50,12 @@ pub trait StoreKind: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound` (2) where there is none, `Busy` (16) where another process owns it, `ReadOnly` (30), `Corrupt`.
     fn open(&self, dir: &Path, env: &Env, missing: IfMissing) -> Result<Arc<dyn OwnedStore>>;
+
+    /// Connects to a Ceph cluster.
+    ///
+    /// # Errors
+    /// `Unsupported` (95) where there is no librados; `NotFound`, `Denied`, `TimedOut` as the cluster says.
+    fn connect(&self, cluster: &Cluster) -> Result<Arc<dyn OwnedStore>>;
 }
 
 /// The stores a command has opened, each once.
@@ -57,12 +64,13 @@ pub(crate) struct Stores {
     kind: Arc<dyn StoreKind>,
     env: Env,
     open: Mutex<BTreeMap<PathBuf, Arc<dyn OwnedStore>>>,
+    cluster: Mutex<Option<Arc<dyn OwnedStore>>>,
 }
 
 impl Stores {
     /// No store yet.
     pub(crate) fn new(kind: Arc<dyn StoreKind>, env: Env) -> Self {
-        Self { kind, env, open: Mutex::default() }
+        Self { kind, env, open: Mutex::default(), cluster: Mutex::default() }
     }
 
     /// The store at `dir`, opened at first use.
@@ -79,11 +87,23 @@ impl Stores {
         Ok(store)
     }
 
+    /// The cluster, connected to at first use.
+    pub(crate) fn connect(&self, cluster: &Cluster) -> Result<Arc<dyn OwnedStore>> {
+        let mut connected = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &*connected {
+            return Ok(Arc::clone(store));
+        }
+        let store = self.kind.connect(cluster)?;
+        *connected = Some(Arc::clone(&store));
+        Ok(store)
+    }
+
     /// Closes all of them; the first error, after all were tried.
     pub(crate) fn close(&self) -> Result<()> {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut first = Ok(());
-        for store in open.into_values() {
+        for store in open.into_values().chain(cluster) {
             first = first.and(store.close());
         }
         first

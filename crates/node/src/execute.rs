@@ -11,6 +11,7 @@ mod layout;
 mod lock;
 mod meta;
 mod namespace;
+mod opened;
 mod pool;
 mod snap;
 mod transfer;
@@ -25,11 +26,14 @@ use ferry_image::image::Image;
 use ferry_image::metadata;
 use ferry_image::pool::Pool;
 
-use crate::api::{Command, Done, Events, Failure, ImageBy, ImageRef, Request, Response, Streams};
-use crate::backend::{EngineStores, IfMissing, OwnedStore, StoreKind, Stores};
+use crate::api::{
+    Cluster, ClusterPools, Command, Done, Events, Failure, ImageBy, ImageRef, Request, Response, Streams,
+};
+use crate::backend::{IfMissing, OwnedStore, RealStores, StoreKind, Stores};
 use crate::config::{Config, Home};
 use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
+use opened::{Leftovers, Opened};
 
 /// Executes commands on the stores that a home names.
 #[derive(Debug)]
@@ -41,10 +45,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node on stores of the engine.
+    /// A node on directories and Ceph clusters.
     #[must_use]
     pub fn new(home: Home, config: Config, env: Env) -> Self {
-        Self::on(home, config, env, Arc::new(EngineStores))
+        Self::on(home, config, env, Arc::new(RealStores))
     }
 
     /// A node on stores of another kind.
@@ -63,9 +67,17 @@ impl Node {
     pub async fn execute(&self, request: Request, streams: Streams, events: &dyn Events) -> Done<Response> {
         let settings = Settings::new(&self.config, &request.overrides);
         let stores = Stores::new(Arc::clone(&self.kind), self.env.clone());
-        let run = Run { node: self, settings, stores, events };
+        let run = Run {
+            node: self,
+            settings,
+            stores,
+            cluster: request.cluster,
+            leftovers: Leftovers::default(),
+            events,
+        };
         let result = Box::pin(run.command(request.command, streams)).await;
-        let closed = run.stores.close();
+        let ended = run.leftovers.end().await;
+        let closed = ended.and(run.stores.close());
         let response = result?;
         closed
             .map_err(failed("the command was done, but the store could not be closed", "rbd: close error"))?;
@@ -79,6 +91,8 @@ struct Run<'a> {
     node: &'a Node,
     settings: Settings,
     stores: Stores,
+    cluster: Option<Cluster>,
+    leftovers: Leftovers,
     events: &'a dyn Events,
 }
 
@@ -113,15 +127,30 @@ impl Run<'_> {
         }
     }
 
-    /// The store of a pool.
+    /// The store of a pool: the cluster where it is meant, else what the home says, else the cluster.
     fn store_of(&self, pool: &str) -> Done<Arc<dyn OwnedStore>> {
         let rbd = format!("rbd: error opening pool '{pool}'");
-        let dir = self.node.home.store_of(&self.node.config, pool).ok_or_else(|| {
-            let error = Error::not_found("no pool has this name").with("pool", pool);
-            Failure::of(&error, format!("cannot open pool {pool}"), &rbd)
-                .advise(format!("`ferry pool create {pool}` makes it; `ferry pool ls` lists those there are"))
-        })?;
-        self.stores.get(&dir, IfMissing::Fail).map_err(failed(format!("cannot open pool {pool}"), &rbd))
+        let cannot = || failed(format!("cannot open pool {pool}"), &rbd);
+        let local = self.node.home.store_of(&self.node.config, pool);
+        match (&self.cluster, local) {
+            (Some(cluster), _) if cluster.pools == ClusterPools::All => self.connect(cluster),
+            (_, Some(dir)) => self.stores.get(&dir, IfMissing::Fail).map_err(cannot()),
+            (Some(cluster), None) => self.connect(cluster),
+            (None, None) => {
+                let error = Error::not_found("no pool has this name").with("pool", pool);
+                Err(cannot()(error).advise(format!(
+                    "`ferry pool create {pool}` makes it; `ferry pool ls` lists those there are"
+                )))
+            }
+        }
+    }
+
+    /// The cluster.
+    fn connect(&self, cluster: &Cluster) -> Done<Arc<dyn OwnedStore>> {
+        self.stores.connect(cluster).map_err(|e| {
+            Failure::of(&e, "cannot connect to the Ceph cluster", "rbd: couldn't connect to the cluster!")
+                .lines(["rbd: couldn't connect to the cluster!"])
+        })
     }
 
     /// A pool in its default namespace.
@@ -152,24 +181,25 @@ impl Run<'_> {
     }
 
     /// An image by name.
-    async fn open(&self, spec: &ImageSpec, opening: Opening) -> Done<Image> {
+    async fn open(&self, spec: &ImageSpec, opening: Opening) -> Done<Opened<'_>> {
         self.open_ref(&ImageRef::from(spec.clone()), opening).await
     }
 
     /// An image by name or id.
-    async fn open_ref(&self, image: &ImageRef, opening: Opening) -> Done<Image> {
+    async fn open_ref(&self, image: &ImageRef, opening: Opening) -> Done<Opened<'_>> {
         let pool = self.pool(&image.pool).await?;
         let opened = match &image.by {
             ImageBy::Name(name) => Image::open(&pool, name, opening).await,
             ImageBy::Id(id) => Image::open_by_id(&pool, id, opening).await,
         };
-        opened.map_err(|e| open_failed(&e, image))
+        let opened = opened.map_err(|e| open_failed(&e, image))?;
+        Ok(Opened::new(opened, &self.leftovers))
     }
 
     /// An image, or a snapshot of it, to be read.
     async fn open_at(&self, image: &ImageRef, snap: Option<&str>) -> Done<Image> {
         let opened = self.open_ref(image, Opening::ReadOnly).await?;
-        let Some(snap) = snap else { return Ok(opened) };
+        let Some(snap) = snap else { return Ok(opened.clone()) };
         opened.at_snapshot(snap).map_err(|e| {
             let what = format!("cannot open snapshot {snap} of {}/{}", image.pool, image.name_or_id());
             Failure::of(&e, what, "error setting snapshot context").advise(format!(
@@ -193,7 +223,7 @@ impl Run<'_> {
     }
 
     /// Gives an opened image back.
-    async fn close(&self, image: Image) -> Done<()> {
+    async fn close(&self, image: Opened<'_>) -> Done<()> {
         let what = format!("cannot close image {}", image.name);
         image.close().await.map_err(failed(what, "rbd: close error"))
     }
@@ -216,10 +246,11 @@ impl Run<'_> {
 /// An image that cannot be opened.
 fn open_failed(error: &Error, image: &ImageRef) -> Failure {
     let name = image.name_or_id();
+    let by_id = matches!(image.by, ImageBy::Id(_));
     let failure = Failure::of(
         error,
         format!("cannot open image {}/{name}", image.pool),
-        &format!("rbd: error opening image {name}"),
+        &format!("rbd: error opening image {}{name}", if by_id { "with id " } else { "" }),
     );
     if error.errno() == Errno::ENOENT {
         failure.advise(format!(

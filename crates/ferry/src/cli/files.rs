@@ -11,6 +11,9 @@ use ferry_node::api::{Command, Failure, Progress, Streams, TransferCommand};
 use super::open_failed;
 use super::progress::Reporter;
 
+/// The one last line of `rbd` that tells no error number.
+const MERGE_FAILED: &str = "rbd: merge-diff error";
+
 /// Names of the files of a command; `-` is standard input or output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Files {
@@ -58,7 +61,7 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
             TransferCommand::Export { .. } => ("rbd: export error", Some("Exporting image")),
             TransferCommand::ExportDiff { .. } => ("rbd: export-diff error", Some("Exporting image")),
             TransferCommand::ImportDiff { .. } => ("rbd: import-diff failed", Some("Importing image diff")),
-            TransferCommand::MergeDiff => ("rbd: merge-diff error", Some("Merging image diff")),
+            TransferCommand::MergeDiff => (MERGE_FAILED, Some("Merging image diff")),
             TransferCommand::Diff { .. } => ("rbd: diff error", None),
         },
         Command::Pool(_)
@@ -108,7 +111,10 @@ fn open_input(path: &str, rbd: &str) -> Result<File, Failure> {
         return standard(&io::stdin(), "standard input", rbd);
     }
     let file = File::open(path).map_err(|e| {
-        let failure = open_failed("cannot read", path, e, rbd);
+        let mut failure = open_failed("cannot read", path, e, rbd);
+        if rbd == MERGE_FAILED {
+            failure = failure.lines([rbd]);
+        }
         failure.after(format!("rbd: error opening {path}")).advise("no image was changed")
     })?;
     let is_dir = file.metadata().is_ok_and(|m| m.is_dir());

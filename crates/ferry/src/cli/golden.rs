@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ferry_core::testing::{MemStore, TestClock, test_env};
 use ferry_core::{Effect, Env, Namespace, ObjectId, PoolId, Result, Store, WriteOp};
 use ferry_node::Node;
-use ferry_node::api::{CheckReport, Request, Streams};
+use ferry_node::api::{CheckReport, Cluster, Request, Streams};
 use ferry_node::backend::{IfMissing, OwnedStore, StoreKind};
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
@@ -46,6 +46,10 @@ struct Golden(Arc<MemStore>);
 impl StoreKind for Golden {
     fn open(&self, _: &Path, _: &Env, _: IfMissing) -> Result<Arc<dyn OwnedStore>> {
         Ok(Arc::new(InMemory(Arc::clone(&self.0))))
+    }
+
+    fn connect(&self, _: &Cluster) -> Result<Arc<dyn OwnedStore>> {
+        Err(ferry_core::Error::unsupported("there is no cluster in memory"))
     }
 }
 
@@ -111,7 +115,7 @@ fn answer(node: &Node, line: &str) -> String {
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings }).unwrap();
     let Plan::Run { command, .. } = plan else { panic!("{line}") };
     let reporter = Reporter::new(false, &command);
-    let request = Request { command: *command, overrides: parsed.overrides().clone() };
+    let request = Request { command: *command, overrides: parsed.overrides().clone(), cluster: None };
     let result = node.execute(request, Streams::default(), &reporter);
     let response = futures_executor::block_on(result).unwrap_or_else(|e| panic!("{line}: {e:?}"));
     let mut out = Vec::new();
@@ -121,7 +125,7 @@ fn answer(node: &Node, line: &str) -> String {
 
 /// What stock `rbd` answered.
 fn expected(file: &str) -> String {
-    fs::read_to_string(golden_dir().join("expected").join(file)).unwrap().trim_end().to_owned()
+    fs::read_to_string(golden_dir().join("expected").join(file)).unwrap()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::spec::{
 
 /// Image format, where one can be chosen.
 pub(crate) const IMAGE_FORMAT: &[Flag] = &[
-    Flag::new("image-format", Kind::Number, "image format [default: 2]"),
+    Flag::new("image-format", Kind::ImageFormat, "image format [default: 2]"),
     Flag::new("new-format", Kind::Switch, ""),
 ];
 

@@ -50,7 +50,7 @@ pub(crate) enum Format {
 /// Whether JSON and XML are spread over lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Spread {
-    /// One line without its end.
+    /// One line.
     #[default]
     Compact,
     /// A line for each thing.

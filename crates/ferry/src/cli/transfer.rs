@@ -144,7 +144,7 @@ fn import(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
 
 fn export(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let source = spec::image_or_snap(p, cx)?;
-    let path = path(p).unwrap_or_else(|_| source.image.image.clone());
+    let path = path(p)?;
     let command = Command::Transfer(TransferCommand::Export { source, format: format(p) });
     Plan::run_on(command, Files { output: Some(path), ..Files::default() })
 }

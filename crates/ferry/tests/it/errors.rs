@@ -13,7 +13,12 @@ fn rbd_is_answered_in_its_own_lines() {
             "librbd: rbd image a already exists\nrbd: create error: (17) File exists\n",
         ),
         ("create nopool/a --size 1", 2, "rbd: error opening pool 'nopool': (2) No such file or directory\n"),
-        ("ls nopool", 2, "rbd: error opening pool 'nopool': (2) No such file or directory\n"),
+        (
+            "ls nopool",
+            2,
+            "rbd: error opening pool 'nopool': (2) No such file or directory\nrbd: listing images failed: (2) No such file or directory\n",
+        ),
+        ("trash ls nopool", 2, "rbd: error opening pool 'nopool': (2) No such file or directory\n"),
         ("create rbd/n/a --size 1", 2, "rbd: namespace 'n' does not exist.\n"),
         ("info nope", 2, "rbd: error opening image nope: (2) No such file or directory\n"),
         ("rm nope", 2, "rbd: delete error: (2) No such file or directory\n"),
@@ -25,9 +30,13 @@ fn rbd_is_answered_in_its_own_lines() {
         (
             "create b --size 1 --stripe-unit 4K",
             22,
-            "rbd: must specify both (or neither) of stripe-unit and stripe-count\n",
+            "librbd: must specify both (or neither) of stripe-unit and stripe-count\nrbd: create error: (22) Invalid argument\n",
         ),
-        ("bench a --io-type read --io-size 2M", 22, "rbd: io-size 2 MiB larger than image size 1 MiB\n"),
+        (
+            "bench a --io-type read --io-size 2M",
+            22,
+            "rbd: io-size 2 MiB larger than image size 1 MiB\nbench failed: (22) Invalid argument\n",
+        ),
     ] {
         assert_eq!(home.rbd_fails(line), (code, text.to_owned()), "rbd {line}");
     }

@@ -9,8 +9,8 @@ fn an_image_is_made_listed_described_and_removed() {
     assert_eq!(home.ok("create a --size 64"), "");
     home.ok("create rbd/b --size 1G --object-size 1M --stripe-unit 64K --stripe-count 4");
     assert_eq!(home.ok("ls"), "a\nb\n");
-    assert_eq!(home.ok("ls --format json"), r#"["a","b"]"#);
-    assert_eq!(home.ok("ls --format xml"), "<images><name>a</name><name>b</name></images>");
+    assert_eq!(home.ok("ls --format json").trim_end(), r#"["a","b"]"#);
+    assert_eq!(home.ok("ls --format xml").trim_end(), "<images><name>a</name><name>b</name></images>");
     assert_eq!(home.ok("ls --format json --pretty-format"), "[\n    \"a\",\n    \"b\"\n]\n");
     assert_eq!(
         home.ok("ls -l"),
@@ -146,14 +146,21 @@ fn namespaces_hold_images_apart() {
     home.ok("create a --size 1");
     home.ok("create rbd/n/a --size 2");
     assert_eq!(home.ok("namespace ls"), "NAME\nn   \n");
-    assert_eq!(home.ok("namespace ls --format json"), r#"[{"name":"n"}]"#);
+    assert_eq!(home.ok("namespace ls --format json").trim_end(), r#"[{"name":"n"}]"#);
     assert!(home.ok("info rbd/n/a").contains("size 2 MiB"));
     assert!(home.ok("info a").contains("size 1 MiB"));
     assert_eq!(
         home.rbd_fails("namespace rm rbd/n"),
         (16, "rbd: namespace contains images which must be deleted first.\n".to_owned())
     );
-    assert_eq!(home.rbd_fails("ls rbd/m"), (2, "rbd: namespace 'm' does not exist.\n".to_owned()));
+    assert_eq!(
+        home.rbd_fails("ls rbd/m"),
+        (
+            2,
+            "rbd: namespace 'm' does not exist.\nrbd: listing images failed: (2) No such file or directory\n"
+                .to_owned()
+        )
+    );
     home.ok("rm --namespace n a");
     home.ok("namespace rm rbd/n");
     assert_eq!(home.ok("ls"), "a\n");

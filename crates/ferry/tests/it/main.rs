@@ -1,5 +1,6 @@
 //! The built program, run as a user runs it.
 
+mod ceph;
 mod clones;
 mod errors;
 mod harness;

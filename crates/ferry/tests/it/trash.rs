@@ -12,7 +12,7 @@ fn an_image_comes_back_from_the_trash() {
     let list = home.ok("trash ls");
     let (id, name) = list.trim_end().split_once(' ').unwrap();
     assert_eq!(name, "a");
-    assert_eq!(home.ok("trash ls --format json"), format!(r#"[{{"id":"{id}","name":"a"}}]"#));
+    assert_eq!(home.ok("trash ls --format json").trim_end(), format!(r#"[{{"id":"{id}","name":"a"}}]"#));
     let long = home.ok("trash ls -l");
     assert!(
         long.starts_with("ID ") && long.contains("  USER    ") && long.contains("  expired at "),

@@ -14,6 +14,30 @@ pub struct Request {
     pub command: Command,
     /// `--rbd-foo value`: settings for this one command, before all others.
     pub overrides: BTreeMap<String, String>,
+    /// A Ceph cluster that pools may be in.
+    pub cluster: Option<Cluster>,
+}
+
+/// A Ceph cluster, and when to look for a pool there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its configuration file; where Ceph looks for one if none is given.
+    pub conf: Option<PathBuf>,
+    /// The user without `client.`; `admin` if none is given.
+    pub user: Option<String>,
+    /// Settings that go before the file's: `keyring`, `keyfile`, `mon_host`.
+    pub settings: BTreeMap<String, String>,
+    /// Which pools are meant.
+    pub pools: ClusterPools,
+}
+
+/// Which pools are those of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterPools {
+    /// All of them.
+    All,
+    /// Those that the home does not know.
+    Unknown,
 }
 
 /// What to do.

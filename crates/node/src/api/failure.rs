@@ -61,6 +61,13 @@ impl Failure {
         self
     }
 
+    /// Puts a line behind `rbd`'s lines.
+    #[must_use]
+    pub fn then(mut self, line: impl Into<String>) -> Self {
+        self.rbd.push(line.into());
+        self
+    }
+
     /// Adds a sentence on what is safe or what to do.
     #[must_use]
     pub fn advise(mut self, sentence: impl Into<String>) -> Self {

@@ -7,14 +7,18 @@ use ferry_core::{Env, Error, ErrorKind, Result, Store};
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
-use super::{IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind};
-use crate::api::CheckReport;
+use super::{IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind, rados};
+use crate::api::{CheckReport, Cluster};
 
-/// Opens directories as stores of the engine.
+/// Directories as stores of the engine, and Ceph clusters.
 #[derive(Debug)]
-pub struct EngineStores;
+pub struct RealStores;
 
-impl StoreKind for EngineStores {
+impl StoreKind for RealStores {
+    fn connect(&self, cluster: &Cluster) -> Result<Arc<dyn OwnedStore>> {
+        rados::connect(cluster)
+    }
+
     fn open(&self, dir: &Path, env: &Env, missing: IfMissing) -> Result<Arc<dyn OwnedStore>> {
         if missing == IfMissing::Create {
             std::fs::create_dir_all(dir).map_err(|e| {

@@ -49,7 +49,7 @@ impl Run<'_> {
         let opening = if io_type == BenchType::Read { Opening::ReadOnly } else { Opening::ReadWrite };
         let opened = self.open(&spec, opening).await?;
         let cannot = || failed(format!("cannot measure {spec}"), "bench failed");
-        let device = ImageDevice::open(opened).await.map_err(cannot())?;
+        let device = ImageDevice::open(opened.clone()).await.map_err(cannot())?;
         if io_size > device.size() {
             return Err(Failure::plain(
                 Errno::EINVAL,
@@ -58,14 +58,14 @@ impl Run<'_> {
                     ferry_core::size::format_size(io_size),
                     ferry_core::size::format_size(device.size())
                 ),
-            ));
+            )
+            .then(format!("bench failed: {}", Errno::EINVAL)));
         }
         let slots = usize::try_from(io_threads).unwrap_or(1).max(1);
         let load = Load { io_type, io_size, slots, total: io_total, pattern, read_percent };
         let result = self.drive(&device, &load).await.map_err(cannot())?;
-        let image = device.image();
         drop(device);
-        self.close(image).await?;
+        self.close(opened).await?;
         Ok(Response::Bench(result))
     }
 

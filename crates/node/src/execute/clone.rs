@@ -5,11 +5,10 @@ use ferry_image::clone::{self, CloneFormat, children, descendants};
 use ferry_image::create::CreateOptions;
 use ferry_image::features::Features;
 use ferry_image::header::Opening;
+use ferry_image::image::Image;
 
 use super::{Run, failed};
-use crate::api::{
-    ChildImage, CloneCommand, Done, Failure, ImageRef, LayoutOptions, Response, SnapBy, TrashScope,
-};
+use crate::api::{ChildImage, CloneCommand, Done, Failure, LayoutOptions, Response, SnapBy, TrashScope};
 use crate::spec::ImageSpec;
 
 impl Run<'_> {
@@ -43,8 +42,9 @@ impl Run<'_> {
         let source = format!("{parent}@{snap}");
         let what = format!("cannot clone {source} to {target}");
         let pool = self.pool(&target.pool_spec()).await?;
-        let opened = self.open(parent, Opening::ReadOnly).await?;
-        let opened = opened.at_snapshot(snap).map_err(failed(what.clone(), rbd))?;
+        let from = self.pool(&parent.pool_spec()).await?;
+        let opened = Image::open(&from, &parent.image, Opening::ReadOnly).await;
+        let opened = opened.and_then(|image| image.at_snapshot(snap)).map_err(failed(what.clone(), rbd))?;
         if opened.pool.store.identity() != pool.store.identity() {
             return Err(Failure::plain(Errno::EXDEV, what)
                 .lines([format!("{rbd}: {}", Errno::EXDEV)])
@@ -114,7 +114,13 @@ impl Run<'_> {
             Some(SnapBy::Name(name)) => Some(name.as_str()),
             Some(SnapBy::Id(_)) | None => None,
         };
-        let image = self.open_at(&ImageRef::from(spec.clone()), name).await?;
+        let image = self.open(spec, Opening::ReadOnly).await?;
+        let image = match name {
+            None => image.clone(),
+            Some(name) => {
+                image.at_snapshot(name).map_err(|e| cannot()(e).lines(["rbd: snapshot does not exist."]))?
+            }
+        };
         let at = match snap {
             Some(SnapBy::Id(id)) => image.header.snap(SnapId(id)).map(|s| s.id).map_err(cannot())?,
             Some(SnapBy::Name(_)) | None => image.at,

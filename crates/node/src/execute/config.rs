@@ -14,6 +14,12 @@ use crate::spec::ImageSpec;
 /// What the keys of settings begin with among the metadata of pools and images.
 pub(super) const PREFIX: &str = "conf_";
 
+/// A setting of librbd's own that `rbd` does not list.
+const INTERNAL: &str = "rbd_config_pool_override_update_timestamp";
+
+/// A setting that `rbd` lists for images too.
+const MAP_OPTIONS: &str = "rbd_default_map_options";
+
 /// Longest secret: far above any key or password. Bytes.
 const SECRET_MAX: u64 = 64 << 10;
 
@@ -148,15 +154,28 @@ impl Run<'_> {
 
     /// Settings as they are listed; what neither pool nor image says is said by the global settings.
     fn shown(&self, listed: Vec<config::Setting>) -> Vec<Setting> {
-        let shown = listed.into_iter().map(|s| Setting {
-            name: s.name.to_owned(),
-            value: match s.source {
-                Source::Config => self.settings.get_global(s.name).to_owned(),
-                Source::Pool | Source::Image => s.value,
-            },
-            source: s.source.word().to_owned(),
-        });
-        shown.collect()
+        let mut shown: Vec<Setting> = listed
+            .into_iter()
+            .filter(|s| s.name != INTERNAL)
+            .map(|s| Setting {
+                name: s.name.to_owned(),
+                value: match s.source {
+                    Source::Config => self.settings.get_global(s.name).to_owned(),
+                    Source::Pool | Source::Image => s.value,
+                },
+                source: s.source.word().to_owned(),
+            })
+            .collect();
+        if !shown.iter().any(|s| s.name == MAP_OPTIONS) {
+            let value = self.settings.get_global(MAP_OPTIONS).to_owned();
+            shown.push(Setting {
+                name: MAP_OPTIONS.to_owned(),
+                value,
+                source: Source::Config.word().to_owned(),
+            });
+            shown.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        shown
     }
 
     /// Executes `config-key`. A secret may come from the input, so that it is in no list of processes.

@@ -48,7 +48,13 @@ impl Run<'_> {
                     self.provision(&image).await?;
                 }
             }
-            ImageCommand::List { pool, detail } => return self.list(&self.pool(&pool).await?, detail).await,
+            ImageCommand::List { pool, detail } => {
+                let opened = self.pool(&pool).await.map_err(|failure| {
+                    let code = Errno(failure.errno);
+                    failure.then(format!("rbd: listing images failed: {code}"))
+                })?;
+                return self.list(&opened, detail).await;
+            }
             ImageCommand::Info { image, snap } => return self.info(&image, snap.as_deref()).await,
             ImageCommand::Status { image } => {
                 let opened = self.open(&image, Opening::ReadOnly).await?;
@@ -104,7 +110,7 @@ impl Run<'_> {
         let opened = self.open(spec, Opening::ReadWrite).await?;
         let cannot = || failed(format!("cannot provision image {spec}"), "rbd: writing to image failed");
         let step = Progress::start(self.events, "Thick provisioning");
-        let device = ImageDevice::open(opened).await.map_err(cannot())?;
+        let device = ImageDevice::open(opened.clone()).await.map_err(cannot())?;
         let (size, zeros) = (device.size(), Bytes::from_static(&[0; THICK_STEP]));
         let mut at = 0;
         while at < size {
@@ -115,9 +121,8 @@ impl Run<'_> {
         }
         device.flush().await.map_err(cannot())?;
         step.done();
-        let image = device.image();
         drop(device);
-        self.close(image).await
+        self.close(opened).await
     }
 
     async fn list(&self, pool: &Pool, detail: Detail) -> Done<Response> {
@@ -253,7 +258,11 @@ impl Run<'_> {
         let step = Progress::start(self.events, "Image flatten");
         flatten(image, &mut |d, t| step.at(d, t)).await.map_err(|e| {
             let failure = Failure::of(&e, what, "rbd: flatten error");
-            if e.kind() == ErrorKind::Invalid { failure.after(e.clause().to_owned()) } else { failure }
+            if e.kind() == ErrorKind::Invalid {
+                failure.after(format!("librbd: {}", e.clause()))
+            } else {
+                failure
+            }
         })?;
         step.done();
         Ok(())

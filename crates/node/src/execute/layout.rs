@@ -1,7 +1,7 @@
 //! What a new image shall be: options first, then what it is made from, then the settings of its pool.
 
 use ferry_core::store::StoreExt;
-use ferry_core::{Errno, PoolInfo};
+use ferry_core::{Error, PoolInfo};
 use ferry_image::create::CreateOptions;
 use ferry_image::features::Features;
 use ferry_image::header::Header;
@@ -23,10 +23,9 @@ impl Run<'_> {
         rbd: &str,
     ) -> Done<CreateOptions> {
         if layout.stripe_unit.is_some() != layout.stripe_count.is_some() {
-            return Err(Failure::plain(
-                Errno::EINVAL,
-                "must specify both (or neither) of stripe-unit and stripe-count",
-            ));
+            let error = Error::invalid("must specify both (or neither) of stripe-unit and stripe-count");
+            let failure = Failure::of(&error, "cannot lay out the image", rbd);
+            return Err(failure.after(format!("librbd: {}", error.clause())));
         }
         let settings = self.settings_in(pool).await?;
         let mut options = match model {

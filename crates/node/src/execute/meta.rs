@@ -43,7 +43,7 @@ impl Run<'_> {
                     let what = format!("cannot remove {key} of {image}");
                     let failure = Failure::of(&e, what, "rbd: removing metadata failed");
                     if e.kind() == ErrorKind::NotFound {
-                        failure.after(format!("rbd: no existing metadata key {key} of image"))
+                        failure.after(format!("rbd: no existing metadata key {key} of image : {}", e.errno()))
                     } else {
                         failure
                     }

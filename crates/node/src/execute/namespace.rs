@@ -35,6 +35,8 @@ impl Run<'_> {
                             .advise(format!(
                                 "nothing was removed; `ferry ls {spec}` and `ferry trash ls --all {spec}` list them"
                             ))
+                    } else if e.kind() == ErrorKind::NotFound {
+                        failure.lines(["rbd: namespace does not exist."])
                     } else {
                         failure
                     }

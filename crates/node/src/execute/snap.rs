@@ -8,6 +8,7 @@ use ferry_image::image::Image;
 use ferry_image::rollback::rollback;
 use ferry_image::snapshot;
 
+use super::opened::Opened;
 use super::{Run, describe, failed};
 use crate::api::{Done, Failure, ImageRef, Progress, Response, SnapBy, SnapCommand, SnapScope};
 use crate::spec::ImageSpec;
@@ -113,7 +114,7 @@ impl Run<'_> {
         for child in children(&image, found.id).await.map_err(cannot())? {
             let pool = image.pool.sibling(child.pool, &child.namespace).await.map_err(cannot())?;
             let opened = Image::open_by_id(&pool, &child.id, Opening::ReadWrite).await;
-            let mut opened = opened.map_err(cannot())?;
+            let mut opened = Opened::new(opened.map_err(cannot())?, &self.leftovers);
             self.flatten(&mut opened, what).await?;
             self.close(opened).await?;
         }

@@ -8,18 +8,18 @@ use ferry_image::create;
 use ferry_image::diff::{Diff, DiffRequest, Granularity, ParentData};
 use ferry_image::features::Features;
 use ferry_image::header::Opening;
-use ferry_image::image::Image;
 use ferry_image::pool::Pool;
-use ferry_image::progress::silent;
 use ferry_image::stream::ImageStreamReader;
 use ferry_image::transfer::export::{export_raw, export_stream};
 use ferry_image::transfer::export_diff::export_diff;
 use ferry_image::transfer::import::{import_raw, import_stream};
 use ferry_image::transfer::import_diff::import_diff;
 use ferry_image::transfer::merge_diff::merge_diff;
+use futures_util::TryStreamExt;
 
 use super::files::{FileTarget, raw_source, settle};
 use super::image::SPARSE_SIZE;
+use super::opened::Opened;
 use super::{Run, failed};
 use crate::api::{
     DiffExtent, Done, ExportFormat, Failure, ImageRef, LayoutOptions, Progress, Response, Streams,
@@ -136,7 +136,13 @@ impl Run<'_> {
     }
 
     /// Keeps a whole image, and removes half a one.
-    async fn finish_import(&self, pool: &Pool, image: Image, imported: Result<()>, what: String) -> Done<()> {
+    async fn finish_import(
+        &self,
+        pool: &Pool,
+        image: Opened<'_>,
+        imported: Result<()>,
+        what: String,
+    ) -> Done<()> {
         let name = image.name.clone();
         self.close(image).await?;
         match imported {
@@ -221,7 +227,7 @@ impl Run<'_> {
         let step = Progress::start(self.events, "Merging image diff");
         merge_diff(first, second, output, &mut |d, t| step.at(d, t))
             .and_then(flush)
-            .map_err(failed("cannot merge the two diffs", rbd))?;
+            .map_err(|e| failed("cannot merge the two diffs", rbd)(e).lines([rbd]))?;
         step.done();
         Ok(())
     }
@@ -233,13 +239,17 @@ impl Run<'_> {
             from.map(|name| image.header.user_snap(name).map(|s| s.id)).transpose().map_err(cannot())?;
         let request = DiffRequest { from, to: image.at, granularity, parent: ParentData::Included };
         let diff = Diff::open(&image, request).await.map_err(cannot())?;
-        let changes = diff.collect(&mut silent).await.map_err(cannot())?;
-        let extents = changes.into_iter().map(|c| DiffExtent {
-            offset: c.offset,
-            length: c.length,
-            exists: c.state == ExtentState::Data,
-        });
-        Ok(Response::Diff(extents.collect()))
+        // Object by object, as `rbd` lists them: what touches across objects stays apart.
+        let mut changes = std::pin::pin!(diff.changes());
+        let mut extents = Vec::new();
+        while let Some(batch) = changes.try_next().await.map_err(cannot())? {
+            extents.extend(batch.into_iter().map(|c| DiffExtent {
+                offset: c.offset,
+                length: c.length,
+                exists: c.state == ExtentState::Data,
+            }));
+        }
+        Ok(Response::Diff(extents))
     }
 }
 

@@ -17,7 +17,8 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("rbd_cache_policy", "writearound"),
     ("rbd_cache_size", "33554432"),
     ("rbd_cache_target_dirty", "16777216"),
-    ("rbd_cache_writethrough_until_flush", "true"),
+    // The command line of `rbd` switches it off for itself, and so it is listed.
+    ("rbd_cache_writethrough_until_flush", "false"),
     ("rbd_clone_copy_on_read", "false"),
     ("rbd_compression_hint", "none"),
     ("rbd_concurrent_management_ops", "10"),

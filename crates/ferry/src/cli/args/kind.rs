@@ -11,8 +11,10 @@ pub(crate) enum Kind {
     Text,
     /// A size, bare numbers in MiB.
     ImageSize,
-    /// A power of two from 4K to 32M.
+    /// A size that is rounded to a power of two.
     ObjectSize,
+    /// `1` or `2`.
+    ImageFormat,
     /// A size, bare numbers in bytes.
     Size,
     /// A power of two from 4K to 32M as its exponent.
@@ -35,12 +37,10 @@ pub(crate) enum Kind {
     IoPattern,
 }
 
-/// Exponent of the power of two nearest to a number of bytes, as `rbd` rounds it.
+/// Exponent of the power of two nearest to a number of bytes, as `rbd` rounds it. Whether objects may be that large is
+/// for whoever makes them to say.
 pub(crate) fn object_order(bytes: u64) -> Option<u8> {
-    if !(4096..=32 << 20).contains(&bytes) {
-        return None;
-    }
-    let below = bytes.ilog2();
+    let below = bytes.checked_ilog2()?;
     // The nearest power on a logarithmic scale: up where bytes² ≥ 2^(2·below+1).
     let up = u128::from(bytes).pow(2) >= 1_u128 << (2 * below + 1);
     u8::try_from(below + u32::from(up)).ok()
@@ -88,6 +88,7 @@ impl Kind {
             Self::ImageSize => parse_size(value, 1 << 20).is_some(),
             Self::Size => parse_size(value, 1).is_some(),
             Self::ObjectSize => parse_size(value, 1).and_then(object_order).is_some(),
+            Self::ImageFormat => matches!(value, "1" | "2"),
             Self::Order => value.parse::<u8>().is_ok_and(|o| (12..=25).contains(&o)),
             Self::Number => value.parse::<u64>().is_ok(),
             Self::Fraction => value.parse::<f64>().is_ok_and(|f| (0.0..=1.0).contains(&f)),
@@ -111,6 +112,7 @@ impl Kind {
             | Self::Text
             | Self::ImageSize
             | Self::ObjectSize
+            | Self::ImageFormat
             | Self::Size
             | Self::Order
             | Self::Percent

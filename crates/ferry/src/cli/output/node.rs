@@ -55,23 +55,19 @@ impl Node {
         Self::array(name, texts.iter().map(|t| Self::text(item, t)).collect())
     }
 
-    /// As JSON: compact without a line end, or a line for each thing, indented by four.
+    /// As JSON: one line, or a line for each thing, indented by four.
     pub(crate) fn json(&self, spread: Spread) -> String {
         let mut out = String::new();
         self.value.json(&mut out, spread, 0);
-        if spread == Spread::Pretty {
-            out.push('\n');
-        }
+        out.push('\n');
         out
     }
 
-    /// As XML: compact without a line end, or a line for each thing, indented by one.
+    /// As XML: one line, or a line for each thing, indented by one, and an empty one at the end.
     pub(crate) fn xml(&self, spread: Spread) -> String {
         let mut out = String::new();
         self.write_xml(&mut out, spread, 0);
-        if spread == Spread::Pretty {
-            out.push('\n');
-        }
+        out.push('\n');
         out
     }
 

@@ -18,10 +18,10 @@ fn tree() -> Node {
 }
 
 #[test]
-fn compact_json_has_no_blanks_and_no_line_end() {
+fn compact_json_is_one_line_without_blanks() {
     assert_eq!(
         tree().json(Spread::Compact),
-        r#"{"name":"a\"b<c","size":10737418240,"features":["layering"],"flags":[],"protected":"false","trash":true}"#
+        r#"{"name":"a\"b<c","size":10737418240,"features":["layering"],"flags":[],"protected":"false","trash":true}"#.to_owned() + "\n"
     );
 }
 
@@ -39,7 +39,7 @@ fn xml_names_the_items_of_lists() {
     assert_eq!(
         tree().xml(Spread::Compact),
         "<image><name>a&quot;b&lt;c</name><size>10737418240</size><features><feature>layering</feature></features>\
-         <flags></flags><protected>false</protected><trash>true</trash></image>"
+         <flags></flags><protected>false</protected><trash>true</trash></image>\n"
     );
     let small = Node::names("images", "name", &["a".to_owned()]);
     assert_eq!(small.xml(Spread::Pretty), "<images>\n <name>a</name>\n</images>\n\n");

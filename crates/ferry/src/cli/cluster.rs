@@ -1,0 +1,59 @@
+//! Which Ceph cluster a command line means.
+//!
+//! `-c`, `--cluster` and `-m` name one, and then all pools are its pools. Called as `rbd` without any of them, pools that the home does
+//! not know are looked for in the cluster of `$CEPH_CONF` or `/etc/ceph/ceph.conf`, if that file is there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ferry_node::api::{Cluster, ClusterPools};
+
+use super::args::{Parsed, Usage};
+use super::output::Program;
+
+/// Where Ceph keeps its configuration.
+const CEPH_DIR: &str = "/etc/ceph";
+
+/// The configuration file that Ceph would find by itself, if it is there.
+fn found() -> Option<PathBuf> {
+    let path = match std::env::var_os("CEPH_CONF").filter(|p| !p.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(CEPH_DIR).join("ceph.conf"),
+    };
+    path.is_file().then_some(path)
+}
+
+/// The cluster a command line means.
+///
+/// # Errors
+/// A user of another type than a client.
+pub(crate) fn of(program: Program, p: &Parsed) -> Result<Option<Cluster>, Usage> {
+    let named = p.text("conf").map(PathBuf::from).or_else(|| {
+        let name = p.value("cluster")?;
+        Some(Path::new(CEPH_DIR).join(format!("{name}.conf")))
+    });
+    let is_named = named.is_some() || p.is_set("mon_host");
+    let conf = match (named, program) {
+        (Some(conf), _) => Some(conf),
+        (None, _) if is_named => found(),
+        (None, Program::Rbd) => match found() {
+            Some(conf) => Some(conf),
+            None => return Ok(None),
+        },
+        (None, Program::Ferry) => return Ok(None),
+    };
+    let user = match p.value("name") {
+        Some(name) => Some(
+            name.strip_prefix("client.")
+                .ok_or_else(|| Usage::invalid(format!("a user is named client.NAME, not '{name}'")))?
+                .to_owned(),
+        ),
+        None => p.text("id"),
+    };
+    let settings: BTreeMap<String, String> = ["mon_host", "keyfile", "keyring"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), p.text(name)?)))
+        .collect();
+    let pools = if is_named { ClusterPools::All } else { ClusterPools::Unknown };
+    Ok(Some(Cluster { conf, user, settings, pools }))
+}

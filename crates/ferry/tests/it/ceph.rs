@@ -1,0 +1,329 @@
+//! Ferry and stock `rbd` side by side on a real cluster: the same images, the same commands, the same answers.
+//!
+//! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::harness::{Home, Name, noise, root};
+
+/// A cluster that goes when this does.
+struct Cluster {
+    dir: PathBuf,
+}
+
+impl Cluster {
+    /// Starts one in `dir`, or says why not.
+    fn start(dir: &Path) -> Result<Self, String> {
+        if std::env::var_os("FERRY_TEST_CEPH").is_none() {
+            return Err("FERRY_TEST_CEPH is not set".to_owned());
+        }
+        let run =
+            |verb: &str| Command::new(script()).arg(verb).arg(dir).stdin(Stdio::null()).output().unwrap();
+        if !run("check").status.success() {
+            return Err("Ceph is not installed and cannot be".to_owned());
+        }
+        let started = run("start");
+        assert!(started.status.success(), "{started:?}");
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.dir.join("ceph.conf")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(Command::new(script()).arg("stop").arg(&self.dir).output());
+    }
+}
+
+fn script() -> PathBuf {
+    root().join("tests/ceph/single-node.sh")
+}
+
+/// Made once, with stock `rbd`.
+const SETUP: &str = "
+create x --size 20M
+bench x --io-type write --io-total 5M --io-pattern seq
+snap create x@s1
+snap create x@s2
+snap protect x@s1
+clone x@s1 xc
+image-meta set x k v
+namespace create rbd/n
+create rbd/n/i --size 3M
+create st --size 30M --object-size 1M --stripe-unit 64K --stripe-count 4 --data-pool ecdata
+create nofeat --size 5M --image-feature layering
+lock add nofeat lk
+create tr --size 4M
+trash mv tr
+create tr2 --size 4M
+trash mv tr2 --expires-at tomorrow
+";
+
+/// Asked of both; none of them changes anything.
+const SAME: &str = "
+ls
+ls -l
+ls --format json
+ls --format xml
+ls -l --format json
+ls -l --format xml
+ls -l --format json --pretty-format
+ls -l --format xml --pretty-format
+ls nopool
+ls rbd/n
+ls rbd/nons
+ls -l rbd/n
+info x
+info x@s1
+info x@nope
+info nope
+info xc
+info xc --format json
+info x@s1 --format json --pretty-format
+info st
+info st --format xml
+info nofeat
+info rbd/n/i
+info -p rbd --image-id 1234
+status x
+status x --format json
+status x --format xml
+status nope
+snap ls x
+snap ls x --all
+snap ls x --format json
+snap ls x --format xml
+snap ls nope
+snap ls st
+snap protect x@s1
+snap protect x@nope
+snap unprotect x@s1
+snap unprotect x@s2
+snap rm x@s1
+snap rm x@nope
+snap rename x@s1 x@s2
+snap rename x@nope x@z
+snap create x@s1
+snap create nope@s1
+snap rollback x@nope
+snap limit set x
+children x
+children x@s1
+children x@s1 --format json
+children x --all --format json
+children x --descendants
+children nope
+children x@nope
+du
+du x
+du x@s1
+du nope
+du x --format json
+du --format json
+du x --format xml
+du nofeat
+du -p rbd --namespace n
+du x --from-snap s1
+du x --merge-snapshots
+du x --exact
+diff x
+diff x --whole-object
+diff x@s1 --format json
+diff x --from-snap s1
+diff x --from-snap nope
+diff x@s2 --from-snap s1 --format xml
+diff nope
+trash ls
+trash ls -l
+trash ls --all
+trash ls -l --format json
+trash ls --format xml
+trash ls nopool
+trash restore 1234
+trash rm 1234
+trash mv nope
+namespace ls
+namespace ls --format json
+namespace ls --format xml
+namespace create rbd/n
+namespace rm rbd/n
+namespace rm rbd/nons
+namespace create rbd
+image-meta ls x
+image-meta ls x --format json
+image-meta ls x --format xml
+image-meta ls st
+image-meta get x k
+image-meta get x nok
+image-meta rm x nok
+image-meta get nope k
+config image ls x
+config image ls x --format json
+config pool ls rbd
+config image get x rbd_cache
+config image set x bogus 1
+config image set x rbd_bogus 1
+config pool get rbd rbd_cache
+config global get bad rbd_cache
+config image rm x rbd_cache
+lock ls x
+lock ls nofeat
+lock ls nofeat --format json
+lock ls nofeat --format xml
+lock add nofeat other
+lock rm nofeat lk client.1
+lock rm nofeat lk nonsense
+create nopool/x --size 1M
+create rbd/nons/x --size 1M
+create y --size 1M --object-size 64M
+create y --size 1M --stripe-unit 4K
+create y --size 1M --stripe-unit 3K --stripe-count 2
+create y --size 1M --stripe-unit 8M --stripe-count 2
+create y --size 1M --image-feature object-map
+create y --size 1M --data-pool nopool
+create y --size 1M --image-format 3
+rename x x
+rename x xc
+rename nope z
+rm x
+rm nope
+rm nopool/x
+resize x --size 5M
+resize x --size 20M
+resize nope --size 1
+resize x
+cp x xc
+cp nope z
+cp x@nope z
+deep cp nope z
+clone x@s1 xc
+clone x@nope z
+clone nope@s z
+flatten nope
+import /nonexistent
+import .
+export nope
+export x@nope out
+export-diff x out --from-snap nope
+import-diff /nonexistent x
+feature disable x layering
+feature enable x journaling2
+object-map check nope
+pool stats
+pool stats --format json
+pool stats rbd/n
+pool stats nopool
+bench x
+bench x --io-type write --io-size 0
+bench x --io-type write --io-size 100M
+bench nope --io-type read
+sparsify nope
+merge-diff /nonexistent a b
+";
+
+/// Where a line of Ceph's log begins: `2026-11-21T…`.
+fn log_line(text: &str) -> Option<usize> {
+    let is_stamp = |at: usize| {
+        let stamp = text.as_bytes().get(at..at + 11);
+        stamp.is_some_and(|s| s.starts_with(b"20") && s[4] == b'-' && s[7] == b'-' && s[10] == b'T')
+    };
+    (0..text.len()).find(|at| is_stamp(*at))
+}
+
+/// What of stderr scripts see: without progress and without librbd's log, which stock `rbd` writes from another thread into
+/// the middle of its lines.
+fn said(text: &str) -> String {
+    let mut text = text.to_owned();
+    while let Some(at) = log_line(&text) {
+        let end = text[at..].find('\n').map_or(text.len(), |n| at + n + 1);
+        text.replace_range(at..end, "");
+    }
+    let lines = text
+        .split(['\n', '\r'])
+        .filter(|line| !line.is_empty() && !line.contains("% complete") && !line.starts_with("librbd: "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Stock `rbd`.
+fn stock(home: &Home, cluster: &Cluster, line: &str) -> Output {
+    let mut command = Command::new("rbd");
+    command.current_dir(home.dir()).env("CEPH_CONF", cluster.conf()).env("TZ", "UTC").stdin(Stdio::null());
+    command.args(line.split_whitespace()).output().unwrap()
+}
+
+/// Ferry, called as `rbd`.
+fn ours(home: &Home, cluster: &Cluster, line: &str) -> Output {
+    let mut command = home.command(Name::Rbd);
+    command.env("CEPH_CONF", cluster.conf()).args(line.split_whitespace()).output().unwrap()
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|l| !l.is_empty())
+}
+
+/// All that can be seen of an answer.
+fn seen(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), said(&text(&output.stderr)))
+}
+
+#[test]
+fn ferry_answers_as_rbd_on_a_real_cluster() {
+    let home = Home::empty();
+    let cluster = match Cluster::start(&home.path("cluster")) {
+        Ok(cluster) => cluster,
+        Err(reason) => {
+            println!("SKIPPED ferry_answers_as_rbd_on_a_real_cluster: {reason}");
+            return;
+        }
+    };
+    for line in lines(SETUP) {
+        let output = stock(&home, &cluster, line);
+        assert!(output.status.success(), "rbd {line}: {output:?}");
+    }
+    let mut differences = Vec::new();
+    for line in lines(SAME) {
+        let (wanted, got) = (seen(&stock(&home, &cluster, line)), seen(&ours(&home, &cluster, line)));
+        if wanted != got {
+            differences.push(format!("rbd {line}\n  stock: {wanted:?}\n  ferry: {got:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    hand_over(&home, &cluster);
+}
+
+/// What one wrote, the other reads and goes on with.
+fn hand_over(home: &Home, cluster: &Cluster) {
+    fs::write(home.path("disk"), noise(11, 9_000_000)).unwrap();
+    let disk = fs::read(home.path("disk")).unwrap();
+    type Program = fn(&Home, &Cluster, &str) -> Output;
+    let programs: [(Program, Program, &str); 2] = [(stock, ours, "s"), (ours, stock, "o")];
+    for (first, second, tag) in programs {
+        for (program, line) in [
+            (first, format!("import disk {tag}a --object-size 1M --stripe-unit 64K --stripe-count 2")),
+            (second, format!("export {tag}a {tag}a.out")),
+            (second, format!("snap create {tag}a@one")),
+            (first, format!("bench {tag}a --io-type write --io-total 1M --io-pattern rand")),
+            (second, format!("clone {tag}a@one {tag}b --rbd-default-clone-format 2")),
+            (first, format!("export {tag}b {tag}b.out")),
+            (first, format!("snap rm {tag}a@one")),
+            (second, format!("flatten {tag}b")),
+            (first, format!("export {tag}b {tag}c.out")),
+            (second, format!("object-map check {tag}a")),
+            (first, format!("trash mv {tag}b")),
+            (second, format!("rm {tag}a")),
+        ] {
+            let output = program(home, cluster, &line);
+            assert!(output.status.success(), "{line}: {output:?}");
+        }
+        for out in ["a", "b", "c"] {
+            let path = home.path(&format!("{tag}{out}.out"));
+            assert_eq!(fs::read(&path).unwrap(), disk, "{}", path.display());
+        }
+    }
+}
