@@ -16,6 +16,9 @@ use crate::space::{Head, Purpose, State};
 /// Free files kept for recycling; more are removed, so that what the store takes shrinks with what it holds.
 const SPARE_FILES: usize = 4;
 
+/// Segments the medium must have room for, for spare files to be kept at all.
+const SPARE_ROOM_SEGMENTS: u64 = 16;
+
 /// What comes behind a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
@@ -135,7 +138,8 @@ impl Core {
             self.space.release(&segments);
         }
         self.retired = waiting;
-        for no in self.space.spare_files(SPARE_FILES) {
+        let roomy = self.disk.free_bytes()? >= SPARE_ROOM_SEGMENTS * self.space.segment_bytes();
+        for no in self.space.spare_files(if roomy { SPARE_FILES } else { 0 }) {
             self.disk.remove(FileId::Segment(no))?;
         }
         Ok(())
