@@ -180,7 +180,10 @@ impl LiveMap {
         if changed.is_empty() && self.is_acked(objects, &staged) {
             return Ok(());
         }
-        self.store.write(&self.object, write_all(effects)).await?;
+        let mut op = write_all(effects);
+        // Deleting must work on a full store, so the notes that go with it may use what is kept in reserve.
+        op.full_try = objects.iter().all(|o| matches!(staged.get(*o), ObjectState::Pending | ObjectState::Absent));
+        self.store.write(&self.object, op).await?;
         let mut acked = locked(&self.acked);
         for object in objects {
             acked.set(*object, staged.get(*object));

@@ -65,6 +65,7 @@ async fn trusted(image: &Image, at: SnapId) -> Result<Option<ObjectMap>> {
 }
 
 async fn store(image: &Image, at: SnapId, map: &ObjectMap) -> Result<()> {
-    let op = WriteOp::new().effect(Effect::WriteFull(map.encode()));
+    // Small, once per snapshot, and part of removing one: it may use what a full store keeps in reserve.
+    let op = WriteOp::new().effect(Effect::WriteFull(map.encode())).full_try();
     image.pool.store.write(&image.object_map_object(at), op).await.map(drop)
 }
