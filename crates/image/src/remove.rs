@@ -24,6 +24,7 @@ use crate::image::Image;
 use crate::pool::Pool;
 use crate::progress::Progress;
 use crate::snapshot;
+use crate::status;
 use crate::trash;
 
 /// What becomes of an image whose removed snapshots clones still use.
@@ -126,15 +127,14 @@ async fn check(image: &mut Image) -> Result<()> {
 /// # Errors
 /// `Busy` (16).
 pub async fn check_watchers(image: &Image) -> Result<()> {
-    if !image.pool.store.capabilities().list_watchers {
-        return Ok(());
-    }
-    let watchers = image.pool.store.list_watchers(&image.header_object()).await?;
+    let watchers = status::watchers(image).await?;
     let mine = image.session.as_ref().map(|s| s.handle());
     let client = image.pool.store.client();
     match watchers.iter().find(|w| w.client != client || Some(w.handle.0) != mine) {
         None => Ok(()),
-        Some(other) => Err(Error::busy("image still has watchers").with("watcher", &other.address)),
+        Some(other) => Err(Error::busy("image still has watchers")
+            .with("watcher", other.client)
+            .with("address", &other.address)),
     }
 }
 

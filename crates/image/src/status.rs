@@ -7,15 +7,29 @@ use ferry_core::lock::{LockInfo, LockKind, LockRequest, UnlockRequest};
 use ferry_core::watch::WatcherInfo;
 use ferry_core::{ClientId, Error, Result};
 
-use crate::encoding::LOCK_NAME;
+use crate::encoding::{LOCK_NAME, Message};
 use crate::image::Image;
+use crate::session::NOTIFY_TIMEOUT;
 
-/// Everybody who has the image open to write, this handle too.
+/// Everybody who has the image open to write, this handle too. Where the store has no list of them, whoever is told to read
+/// the header again, answering or not; their addresses are then unknown and empty.
 ///
 /// # Errors
-/// `Unsupported` (95) where the store cannot tell.
+/// Those of the store.
 pub async fn watchers(image: &Image) -> Result<Vec<WatcherInfo>> {
-    image.pool.store.list_watchers(&image.header_object()).await
+    let (store, object) = (&image.pool.store, image.header_object());
+    if store.capabilities().list_watchers {
+        return store.list_watchers(&object).await;
+    }
+    let reply = match &image.session {
+        Some(session) => session.notify(&Message::HeaderUpdate).await?,
+        None => store.notify(&object, Message::HeaderUpdate.encode(), NOTIFY_TIMEOUT).await?,
+    };
+    let answered = reply.answers.into_iter().map(|(client, handle, _)| (client, handle));
+    Ok(answered
+        .chain(reply.timed_out)
+        .map(|(client, handle)| WatcherInfo { client, handle, address: String::new() })
+        .collect())
 }
 
 /// Who holds the image's lock, by hand or by having it open.

@@ -1,7 +1,9 @@
 //! Tests of watchers and locks.
 
 use ferry_core::lock::LockKind;
-use ferry_core::{ClientId, Errno, Store};
+use ferry_core::testing::MemStore;
+use ferry_core::watch::WatchEvent;
+use ferry_core::{Capabilities, ClientId, Errno, Store};
 use futures_executor::block_on;
 use futures_util::future::{Either, select};
 
@@ -12,8 +14,9 @@ use crate::header::Opening;
 use crate::image::Image;
 use crate::metadata;
 use crate::pool::Pool;
+use crate::progress::silent;
+use crate::remove::{UsedParent, remove};
 use crate::test_world::World;
-use ferry_core::watch::WatchEvent;
 
 fn set_up(world: &World) {
     block_on(create(&world.pool("p"), "a", &CreateOptions::sized(1 << 20))).unwrap();
@@ -128,4 +131,40 @@ fn shared_locks_agree_on_a_tag() {
     assert_eq!(block_on(lock_add(&image, "three", Some("u"))).unwrap_err().errno(), Errno::EBUSY);
     let info = block_on(lockers(&image)).unwrap();
     assert_eq!((info.kind, info.lockers.len(), info.tag.as_str()), (LockKind::Shared, 2, "t"));
+}
+
+#[test]
+fn where_the_store_lists_no_watchers_their_answers_tell() {
+    let world = World::new();
+    let capabilities = Capabilities { share: false, list_snaps: false, list_watchers: false };
+    let env = world.env.clone();
+    let store = MemStore::with_capabilities(&env, capabilities);
+    store.create_pool("p").wait().unwrap();
+    let pool = world.pool_of(store.clone(), "p");
+    let other_pool = world.pool_of(store.another_client(), "p");
+    block_on(create(&pool, "a", &CreateOptions::sized(1 << 20))).unwrap();
+    let other = open(&other_pool);
+    let session = other.session.clone().unwrap();
+    block_on(async {
+        let attend = Box::pin(async {
+            loop {
+                let WatchEvent::Notify(notification) = session.next_event().await else { panic!("lost") };
+                session.answer(notification);
+            }
+        });
+        let act = Box::pin(async {
+            let reader = Image::open(&pool, "a", Opening::ReadOnly).await.unwrap();
+            let seen = watchers(&reader).await.unwrap();
+            assert_eq!((seen.len(), seen[0].client), (1, other_pool.store.client()));
+            let refused = remove(&pool, "a", UsedParent::Refuse, &mut silent).await.unwrap_err();
+            assert_eq!(refused.errno(), Errno::EBUSY);
+        });
+        match select(act, attend).await {
+            Either::Left(((), _)) => {}
+            Either::Right((never, _)) => never,
+        }
+    });
+    drop(session);
+    block_on(other.close()).unwrap();
+    block_on(remove(&pool, "a", UsedParent::Refuse, &mut silent)).unwrap();
 }
