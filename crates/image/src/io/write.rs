@@ -187,7 +187,12 @@ impl Io {
     /// Performs an op on a data object under the snapshot context.
     pub(crate) async fn apply(&self, object: ObjectNo, op: WriteOp) -> Result<()> {
         let id = self.revision.object_id(object);
-        let op = op.under(self.context.clone());
+        let mut op = op.under(self.context.clone());
+        // What only gives space back must work on a full store.
+        let gives_back = |e: &Effect| {
+            matches!(e, Effect::Create | Effect::Zero { .. } | Effect::Truncate(_) | Effect::Remove)
+        };
+        op.full_try |= op.effects.iter().all(gives_back);
         self.revision.store.write(&id, op).await.map(|_| ()).map_err(|e| e.with("image_object", object.0))
     }
 }
