@@ -182,7 +182,8 @@ impl LiveMap {
         }
         let mut op = write_all(effects);
         // Deleting must work on a full store, so the notes that go with it may use what is kept in reserve.
-        op.full_try = objects.iter().all(|o| matches!(staged.get(*o), ObjectState::Pending | ObjectState::Absent));
+        op.full_try =
+            objects.iter().all(|o| matches!(staged.get(*o), ObjectState::Pending | ObjectState::Absent));
         self.store.write(&self.object, op).await?;
         let mut acked = locked(&self.acked);
         for object in objects {
