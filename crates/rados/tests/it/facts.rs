@@ -127,7 +127,7 @@ pub(crate) fn a_watcher_that_does_not_answer_is_named(ground: &Ground) {
 }
 
 pub(crate) fn requests_dropped_under_way_harm_nobody(ground: &Ground) {
-    for round in 0..20 {
+    for round in 0..8 {
         let store = ground.cluster.connect();
         let id = object(ground, &format!("dropped.{round}"));
         let write = || WriteOp::new().write(0, vec![1; 100_000]).omap_set("k", "v");

@@ -100,4 +100,8 @@ pub(super) fn pool_stats_count_objects(place: &Place) {
     assert!(stats().used_bytes >= 16 * BLOCK, "{:?}", stats());
     place.write("o", WriteOp::new().effect(Effect::Remove));
     assert_eq!(stats().objects, 1);
+    place.put("p", "one", &[]);
+    let a = place.snap();
+    place.write("p", WriteOp::new().effect(Effect::Remove).under(super::context(&[a])));
+    assert_eq!(stats().objects, 1, "an object of which only a snapshot is left is not counted");
 }

@@ -127,6 +127,11 @@ pub(super) fn metadata_is_never_preserved(place: &Place) {
     place.put("o", "two", &[a]);
     place.write("o", WriteOp::new().omap_set("k", "newer"));
     assert_eq!(history(place, "o", &[a]), ["one", "two"], "the context was not used up by metadata");
+    place.write("p", WriteOp::new().write(0, text("one")));
+    let b = place.snap();
+    place.write("p", WriteOp::new().omap_set("k", "v").under(context(&[a, b])));
+    place.write("p", op(Effect::WriteFull(text("two"))));
+    assert_eq!(at(place, "p", b), "two", "an op on metadata alone preserves nothing");
     let mut ask = ReadOp::omap_page("", "");
     ask.xattrs = true;
     let reply = done(place.store.read(&place.id("o"), a, ask).wait());
