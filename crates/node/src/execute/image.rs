@@ -227,11 +227,12 @@ impl Run<'_> {
             Depth::Flat => copy::copy(&from, &mut to, &mut |d, t| step.at(d, t)).await,
             Depth::Deep => copy::deep_copy(&from, &mut to, &mut |d, t| step.at(d, t)).await,
         };
-        self.close(to).await?;
+        let closed = self.close(to).await;
         if let Err(e) = copied {
             let failure = Failure::of(&e, what(), rbd);
             return Err(self.discard_unfinished(&pool, &target.image, failure).await);
         }
+        closed?;
         step.done();
         Ok(())
     }

@@ -144,9 +144,9 @@ impl Run<'_> {
         what: String,
     ) -> Done<()> {
         let name = image.name.clone();
-        self.close(image).await?;
+        let closed = self.close(image).await;
         match imported {
-            Ok(()) => Ok(()),
+            Ok(()) => closed,
             Err(e) => {
                 let failure = Failure::of(&e, what, "rbd: import failed");
                 Err(self.discard_unfinished(pool, &name, failure).await)
