@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use ferry_core::{
-    Effect, Namespace, ObjectId, PoolId, ReadOp, SnapContext, SnapId, Store, WriteOp,
-};
+use ferry_core::{Effect, Namespace, ObjectId, PoolId, ReadOp, SnapContext, SnapId, Store, WriteOp};
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
@@ -21,6 +19,7 @@ const BLOCK: u64 = 4096;
 const OBJECT: u64 = 4 << 20;
 const GIB: u64 = 1 << 30;
 
+#[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
 fn text(e: ferry_core::Error) -> String {
     e.chain()
 }
@@ -122,7 +121,7 @@ pub(crate) fn random_writes(directory: &Path, report: &mut Report) -> Done<()> {
     let place = Place::create(&directory.join("store"), Options::default())?;
     place.fill(GIB, OBJECT)?;
     let data = noise(BLOCK);
-    for (every, count, bar) in [(32, 60_000, 3.5), (1, 6_000, 1.2)] {
+    for (every, count, bar) in [(32, 60_000_u32, 3.5), (1, 6_000, 1.2)] {
         let (mut ours, mut plain, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             place.engine.checkpoint().map_err(text)?;
@@ -138,8 +137,8 @@ pub(crate) fn random_writes(directory: &Path, report: &mut Report) -> Done<()> {
                 }
                 place.flush()
             })?;
-            ours.push(count as f64 / wall);
-            cpu.push(used / count as f64 * 1e6);
+            ours.push(f64::from(count) / wall);
+            cpu.push(used / f64::from(count) * 1e6);
             let file = plain_file(&directory.join("plain"), GIB)?;
             drop_caches();
             let rng = Numbers::new(round as u64);
@@ -152,7 +151,7 @@ pub(crate) fn random_writes(directory: &Path, report: &mut Report) -> Done<()> {
                 }
                 file.sync_data().map_err(|e| e.to_string())
             })?;
-            plain.push(count as f64 / wall);
+            plain.push(f64::from(count) / wall);
         }
         let (ours, plain, cpu) = (median(ours), median(plain), median(cpu));
         report.line(format!(
@@ -259,7 +258,9 @@ pub(crate) fn cached_reads(directory: &Path, report: &mut Report) -> Done<()> {
     let mut buffer = vec![0; 4096];
     for round in 0..=ROUNDS {
         let rng = Numbers::new(round as u64);
-        let ((), _, cpu) = timed(|| (0..count).try_for_each(|_| place.read(rng.below(total / BLOCK) * BLOCK, BLOCK).map(drop)))?;
+        let ((), _, cpu) = timed(|| {
+            (0..count).try_for_each(|_| place.read(rng.below(total / BLOCK) * BLOCK, BLOCK).map(drop))
+        })?;
         let ours_now = cpu / f64::from(count) * 1e6;
         let rng = Numbers::new(round as u64);
         let ((), _, cpu) = timed(|| {
@@ -340,7 +341,11 @@ pub(crate) fn first_write(directory: &Path, report: &mut Report) -> Done<()> {
         copied = place.engine.statistics().log_bytes - before;
         let ((), wall, _) = timed(|| {
             for n in 0..objects {
-                place.engine.write(&child(n), WriteOp::new().write(8 * BLOCK, data.clone())).wait().map_err(text)?;
+                place
+                    .engine
+                    .write(&child(n), WriteOp::new().write(8 * BLOCK, data.clone()))
+                    .wait()
+                    .map_err(text)?;
             }
             Ok(())
         })?;
@@ -411,7 +416,7 @@ pub(crate) fn cleaner(directory: &Path, report: &mut Report) -> Done<()> {
                     place.flush()?;
                     latencies.push(started.elapsed().as_secs_f64() * 1e6);
                     place.engine.maintain().map_err(text)?;
-                } 
+                }
             }
             Ok(())
         };

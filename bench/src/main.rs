@@ -4,6 +4,7 @@
 //! running. Needs a few GiB in DIRECTORY.
 
 mod engine;
+mod image;
 mod measure;
 
 use std::io::Write;
@@ -25,6 +26,8 @@ const BENCHES: &[Bench] = &[
     ("recovery", engine::recovery),
     ("cleaner", engine::cleaner),
     ("large-index", engine::large_index),
+    ("clone-chain", image::clone_chain),
+    ("import-export", image::import_export),
 ];
 
 fn main() -> ExitCode {

@@ -1,8 +1,8 @@
 //! Time, CPU time, randomness, and lines of results.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ferry_core::{Clock, Env, Rng, Timestamp};
@@ -77,7 +77,10 @@ struct SystemClock(Instant);
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp { seconds: u32::try_from(now.as_secs()).unwrap_or(u32::MAX), nanoseconds: now.subsec_nanos() }
+        Timestamp {
+            seconds: u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+            nanoseconds: now.subsec_nanos(),
+        }
     }
 
     fn elapsed(&self) -> Duration {

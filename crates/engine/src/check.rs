@@ -117,7 +117,8 @@ impl Engine {
             add(Address::new(no, 0), block, Reached::SegmentHeader);
             let mut at = 1;
             while at < segment.used {
-                let header = read_batch(&*core.disk, Address::new(no, at), segment.life, core.space.segment_blocks())?;
+                let header =
+                    read_batch(&*core.disk, Address::new(no, at), segment.life, core.space.segment_blocks())?;
                 add(header.address, Self::header_bytes(header.header_blocks), Reached::BatchHeader);
                 at += header.total_blocks();
             }

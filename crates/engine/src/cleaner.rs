@@ -112,7 +112,9 @@ impl Engine {
                 let available = core.space.available(&*self.disk)?;
                 let empty = core.space.empty().len() as u64;
                 let enough = u64::from(core.space.reserve()) + wanted;
-                if available > enough || core.hopeless.is_some_and(|h| empty == 0 && core.space.usage().1 >= h) {
+                if available > enough
+                    || core.hopeless.is_some_and(|h| empty == 0 && core.space.usage().1 >= h)
+                {
                     return Ok(());
                 }
                 let holding = core.space.in_use() - empty;
@@ -121,7 +123,9 @@ impl Engine {
                 (available, empty, enough, core.victim().filter(|_| fruitless < FRUITLESS_MAX))
             };
             match victim {
-                Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => while self.clean_segment(no)? {},
+                Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => {
+                    while self.clean_segment(no)? {}
+                }
                 _ if empty > 0 => self.checkpoint()?,
                 _ => {
                     // What is dead is too thinly spread to pay: only removals help. Not tried again before there were some.
@@ -179,7 +183,8 @@ impl Core {
         let free = free + self.space.empty().len() as u64;
         let (used, live) = self.space.usage();
         let dead = used.saturating_sub(live);
-        let much = dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
+        let much =
+            dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
         Ok(much || free < LOW_WATER_SEGMENTS)
     }
 
@@ -291,7 +296,9 @@ impl Core {
     fn next_moves(&mut self, max: usize) -> Result<Vec<Live>> {
         let mut step = Vec::new();
         while step.len() < max {
-            let Some((refs, at, crc)) = self.cleaning.as_mut().and_then(|c| c.live.pop_front()) else { break };
+            let Some((refs, at, crc)) = self.cleaning.as_mut().and_then(|c| c.live.pop_front()) else {
+                break;
+            };
             let mut still = Vec::with_capacity(refs.len());
             for r in refs {
                 if !self.has_object(r.inode)? {

@@ -61,7 +61,8 @@ impl Core {
         let prefix = Key::new(Tag::Inode);
         let start = Key::new(Tag::Inode).u64(from);
         let found = self.tree.scan(start.bytes(), After::Including, prefix.bytes(), OBJECTS_PER_STEP)?;
-        let mut inodes: Vec<u64> = found.iter().map(|(k, _)| KeyReader::new(k).u64()).collect::<Result<_>>()?;
+        let mut inodes: Vec<u64> =
+            found.iter().map(|(k, _)| KeyReader::new(k).u64()).collect::<Result<_>>()?;
         inodes.dedup();
         let Some(last) = inodes.last().copied() else { return Ok((None, 0)) };
         let mut shared = Shared::new();
@@ -97,7 +98,9 @@ impl Core {
             }
         }
         let joined = |w: &[(u32, Address, u32)]| {
-            w[0].0 + 1 == w[1].0 && w[0].1.segment() == w[1].1.segment() && w[0].1.block() + 1 == w[1].1.block()
+            w[0].0 + 1 == w[1].0
+                && w[0].1.segment() == w[1].1.segment()
+                && w[0].1.block() + 1 == w[1].1.block()
         };
         let gaps = |w: &[(u32, Address, u32)]| w[0].0 + 1 == w[1].0 && !joined(w);
         let breaks = blocks.windows(2).filter(|w| gaps(w)).count();
@@ -119,17 +122,19 @@ impl Core {
 
     fn is_shared(&mut self, address: Address, shared: &mut Shared) -> Result<bool> {
         let no = address.segment();
-        if !shared.contains_key(&no) {
-            let mut blocks = HashSet::new();
-            let prefix = Key::new(Tag::Sharer).u32(no.0);
-            for (key, value) in self.tree.scan(prefix.bytes(), After::Including, prefix.bytes(), usize::MAX)? {
-                let mut r = KeyReader::new(&key);
-                let (_, from) = (r.u32()?, u32::from(r.u16()?));
-                let length = value.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
-                blocks.extend(from..from + u32::from(length));
-            }
-            shared.insert(no, blocks);
+        if let Some(blocks) = shared.get(&no) {
+            return Ok(blocks.contains(&address.block()));
         }
-        Ok(shared.get(&no).is_some_and(|b| b.contains(&address.block())))
+        let mut blocks = HashSet::new();
+        let prefix = Key::new(Tag::Sharer).u32(no.0);
+        for (key, value) in self.tree.scan(prefix.bytes(), After::Including, prefix.bytes(), usize::MAX)? {
+            let mut r = KeyReader::new(&key);
+            let (_, from) = (r.u32()?, u32::from(r.u16()?));
+            let length = value.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
+            blocks.extend(from..from + u32::from(length));
+        }
+        let found = blocks.contains(&address.block());
+        shared.insert(no, blocks);
+        Ok(found)
     }
 }

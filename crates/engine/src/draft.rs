@@ -99,16 +99,22 @@ impl Drafts {
                 (Draft::Data(bytes), last) => {
                     let sums = bytes.chunks_exact(BLOCK).map(crc32c);
                     match last {
-                        Some(Record::Data { block, crcs, .. }) if *block as usize + crcs.len() == at as usize => {
+                        Some(Record::Data { block, crcs, .. })
+                            if *block as usize + crcs.len() == at as usize =>
+                        {
                             crcs.extend(sums);
                         }
                         _ => records.push(Record::Data { inode, block: at, crcs: sums.collect() }),
                     }
                     payload.push(bytes);
                 }
-                (Draft::Zero, Some(Record::Zero { block, count, .. })) if *block + *count == at => *count += run,
+                (Draft::Zero, Some(Record::Zero { block, count, .. })) if *block + *count == at => {
+                    *count += run;
+                }
                 (Draft::Zero, _) => records.push(Record::Zero { inode, block: at, count: run }),
-                (Draft::Hole, Some(Record::Hole { block, count, .. })) if *block + *count == at => *count += run,
+                (Draft::Hole, Some(Record::Hole { block, count, .. })) if *block + *count == at => {
+                    *count += run;
+                }
                 (Draft::Hole, _) => records.push(Record::Hole { inode, block: at, count: run }),
                 (Draft::Shared(source), _) => {
                     records.push(Record::Share { source, count: run, inode, block: at });

@@ -178,7 +178,13 @@ impl Core {
 
     /// Sets blocks of HEAD; what the newest preserved version needs of them goes to it.
     #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
-    pub(crate) fn set_head(&mut self, inode: u64, block: u32, count: u32, new: impl Fn(u32) -> Block) -> Result<()> {
+    pub(crate) fn set_head(
+        &mut self,
+        inode: u64,
+        block: u32,
+        count: u32,
+        new: impl Fn(u32) -> Block,
+    ) -> Result<()> {
         self.settle_dependents(inode)?;
         let object = &self.object(inode)?.value;
         let pool = object.id.pool;

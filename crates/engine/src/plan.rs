@@ -302,7 +302,11 @@ impl Scratch {
         let (id, size) = (clone.id, clone.size);
         self.exists = true;
         self.hole_from(0);
-        self.blocks.put(0, blocks_of(size), Draft::Shared(BlockRef { inode: self.inode, version: id, block: 0 }));
+        self.blocks.put(
+            0,
+            blocks_of(size),
+            Draft::Shared(BlockRef { inode: self.inode, version: id, block: 0 }),
+        );
         self.size = size;
     }
 

@@ -90,7 +90,11 @@ impl Core {
             for i in 0..n {
                 let (found, owner) = self.resolve(source.inode, source.version, source.block + done + i)?;
                 let same = source.inode == inode && owner == HEAD && source.block == block;
-                blocks.push(if same { None } else { Some(if found == Block::Hole { Block::Absent } else { found }) });
+                blocks.push(if same {
+                    None
+                } else {
+                    Some(if found == Block::Hole { Block::Absent } else { found })
+                });
             }
             if blocks.iter().all(Option::is_some) {
                 self.set_head(inode, block + done, n, |i| blocks[i as usize].unwrap_or(Block::Absent))?;

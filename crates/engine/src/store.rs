@@ -80,7 +80,8 @@ impl Engine {
             };
             let set = Effect::XattrSet(attribute.clone(), info.encode());
             match self.do_write(id, &WriteOp::new().guard(guard).effect(set).full_try()) {
-                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Exists | ErrorKind::NotFound) => {}
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Exists | ErrorKind::NotFound) => {}
                 done => return done.map(drop),
             }
         }

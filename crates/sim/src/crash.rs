@@ -54,7 +54,8 @@ struct Expected {
 /// The store's shape for a seed: small segments, a capacity that makes the cleaner work.
 fn options(seed: u64) -> Options {
     let segment_blocks = [64, 128, 256][usize::try_from(seed % 3).expect("small")];
-    let capacity_bytes = u64::from(segment_blocks) * 4096 * [28, 20, 14][usize::try_from(seed % 3).expect("small")];
+    let capacity_bytes =
+        u64::from(segment_blocks) * 4096 * [28, 20, 14][usize::try_from(seed % 3).expect("small")];
     // A small cache, so that what leaves it is written back and read again.
     Options { segment_blocks, capacity_bytes, cache_bytes: 64 << 10 }
 }
@@ -67,7 +68,8 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
     let disk = Arc::new(SimDisk::new(seed));
     let env = test_env(seed);
     let fail = |what: &str, e: ferry_core::Error| format!("seed {seed}: {what}: {}", e.chain());
-    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, env, options(seed)).map_err(|e| fail("create", e))?;
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, env, options(seed))
+        .map_err(|e| fail("create", e))?;
     let model = MemStore::new(&test_env(seed));
     let pool = store.create_pool("p").wait().map_err(|e| fail("create a pool", e))?;
     let model_pool = model.create_pool("p").wait().map_err(|e| fail("create a pool", e))?;
@@ -88,20 +90,7 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
         states.push(expect(&*model, pool, &workload, seed)?);
         let before = store.statistics().cleaned_segments;
         disk.take_images(every, rng.below(u64::MAX));
-        let performed = perform(&*store, &workload, &step).and_then(|()| match step {
-            Step::Checkpoint => store.checkpoint(),
-            Step::Maintain => {
-                while store.maintain()? {}
-                for _ in 0..2 {
-                    store.clean_one()?;
-                }
-                if rng.one_in(3) {
-                    store.defragment()?;
-                }
-                Ok(())
-            }
-            Step::Write(..) | Step::TakeSnap(_) | Step::DropSnap(_) | Step::Flush => Ok(()),
-        });
+        let performed = perform(&*store, &workload, &step).and_then(|()| maintain(&store, &step, &rng));
         performed.map_err(|e| fail(&format!("{step:?}"), e))?;
         let cleaned = store.statistics().cleaned_segments;
         if step.moment() != Moment::Clean || cleaned > before {
@@ -138,8 +127,27 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
     Ok(())
 }
 
+/// What a step asks of the engine beyond the contract.
+fn maintain(store: &Engine, step: &Step, rng: &TestRng) -> ferry_core::Result<()> {
+    match step {
+        Step::Checkpoint => store.checkpoint(),
+        Step::Maintain => {
+            while store.maintain()? {}
+            for _ in 0..2 {
+                store.clean_one()?;
+            }
+            if rng.one_in(3) {
+                store.defragment()?;
+            }
+            Ok(())
+        }
+        Step::Write(..) | Step::TakeSnap(_) | Step::DropSnap(_) | Step::Flush => Ok(()),
+    }
+}
+
 fn expect(model: &dyn Store, pool: PoolId, workload: &Workload, seed: u64) -> Result<Expected, String> {
-    let digest = digest(model, pool, workload.snaps()).map_err(|e| format!("seed {seed}: the model: {}", e.chain()))?;
+    let digest = digest(model, pool, workload.snaps())
+        .map_err(|e| format!("seed {seed}: the model: {}", e.chain()))?;
     Ok(Expected { digest, snaps: workload.snaps().to_vec() })
 }
 

@@ -42,7 +42,8 @@ struct Played {
 fn play(seed: u64, steps: u64) -> Result<Played, String> {
     let fail = |e: ferry_core::Error| format!("seed {seed}: {}", e.chain());
     let disk = Arc::new(SimDisk::new(seed));
-    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(seed), options()).map_err(fail)?;
+    let store =
+        Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(seed), options()).map_err(fail)?;
     let model = MemStore::new(&test_env(seed));
     let pool = store.create_pool("p").wait().map_err(fail)?;
     model.create_pool("p").wait().map_err(fail)?;
@@ -79,14 +80,16 @@ pub fn closed(seed: u64, count: u64, outcome: &mut Outcome) -> Result<(), String
     played.store.close().map_err(fail)?;
     let mut ranges = played.store.reached().map_err(fail)?;
     ranges.sort_unstable();
-    let kinds: Vec<Reached> = ranges.iter().map(|r| r.3).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let kinds: Vec<Reached> =
+        ranges.iter().map(|r| r.3).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     let rng = TestRng::new(seed);
     let (right, snaps) = played.states.last().cloned().unwrap_or_default();
     for n in 0..count {
         // Every kind in turn: most bytes are data.
         let kind = kinds[usize::try_from(n).expect("small") % kinds.len()];
         let of_kind: Vec<_> = ranges.iter().filter(|r| r.3 == kind).collect();
-        let (file, offset, length, _) = of_kind[usize::try_from(rng.below(of_kind.len() as u64)).expect("small")];
+        let (file, offset, length, _) =
+            of_kind[usize::try_from(rng.below(of_kind.len() as u64)).expect("small")];
         let at = offset + rng.below(*length);
         let bit = u32::try_from(rng.below(8)).expect("small");
         let disk = Arc::new(played.disk.copy());

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ferry_core::testing::TestRng;
-use ferry_core::{Clock, Env, Error, Namespace, ObjectId, PoolId, ReadOp, Result, Rng, SnapId, Store, Timestamp, WriteOp};
+use ferry_core::{
+    Clock, Env, Error, Namespace, ObjectId, PoolId, ReadOp, Result, Rng, SnapId, Store, Timestamp, WriteOp,
+};
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
@@ -23,7 +25,10 @@ struct SystemClock(Instant);
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp { seconds: u32::try_from(now.as_secs()).unwrap_or(u32::MAX), nanoseconds: now.subsec_nanos() }
+        Timestamp {
+            seconds: u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+            nanoseconds: now.subsec_nanos(),
+        }
     }
 
     fn elapsed(&self) -> Duration {
@@ -106,7 +111,9 @@ pub fn verify(directory: &Path, durable: u64) -> Result<String> {
     }
     let report = engine.check()?;
     if !report.is_clean() {
-        return Err(Error::corrupt("the store does not check clean").with("finding", report.findings.join("; ")));
+        return Err(
+            Error::corrupt("the store does not check clean").with("finding", report.findings.join("; "))
+        );
     }
     engine.close()?;
     let recovery = engine.recovery();

@@ -56,7 +56,9 @@ impl Step {
     #[must_use]
     pub fn moment(&self) -> Moment {
         match self {
-            Self::Write(_, op) if op.effects.iter().any(|e| matches!(e, Effect::ShareRange { .. })) => Moment::Share,
+            Self::Write(_, op) if op.effects.iter().any(|e| matches!(e, Effect::ShareRange { .. })) => {
+                Moment::Share
+            }
             Self::Write(..) | Self::TakeSnap(_) => Moment::Write,
             Self::DropSnap(_) => Moment::SnapDelete,
             Self::Flush => Moment::Flush,

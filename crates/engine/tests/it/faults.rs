@@ -18,7 +18,9 @@ fn object(n: u8) -> ObjectId {
 fn play(store: &Engine) -> (u8, Option<ferry_core::Error>) {
     for n in 0..40 {
         let step = || {
-            store.write(&object(n), WriteOp::new().write(0, vec![n; 30_000]).omap_set("n", vec![n])).wait()?;
+            store
+                .write(&object(n), WriteOp::new().write(0, vec![n; 30_000]).omap_set("n", vec![n]))
+                .wait()?;
             store.flush().wait()?;
             if n % 10 == 9 {
                 store.checkpoint()?;
@@ -44,14 +46,19 @@ fn any_failing_disk_operation_stops_the_store_and_costs_nothing_flushed() {
     let mut failed = 0;
     for at in 0..count {
         let disk = Arc::new(SimDisk::new(at));
-        let Ok(store) = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(0), OPTIONS) else { continue };
+        let Ok(store) = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(0), OPTIONS) else {
+            continue;
+        };
         store.create_pool("p").wait().unwrap();
         disk.fail_once(at, ErrorKind::Io);
         let (flushed, error) = play(&store);
         let Some(error) = error else { continue };
         failed += 1;
         assert_eq!(error.kind(), ErrorKind::Io, "operation {at}: {}", error.chain());
-        let after = store.write(&object(99), WriteOp::new().write(0, vec![1])).wait().and_then(|_| store.flush().wait());
+        let after = store
+            .write(&object(99), WriteOp::new().write(0, vec![1]))
+            .wait()
+            .and_then(|_| store.flush().wait());
         let poisoned = after.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
         assert!(poisoned || after.is_ok(), "operation {at}: {after:?}");
         drop(store);

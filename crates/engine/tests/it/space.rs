@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use ferry_core::testing::test_env;
-use ferry_core::{Effect, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, SnapContext, SnapId, Store, WriteOp};
+use ferry_core::{
+    Effect, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, SnapContext, SnapId, Store, WriteOp,
+};
 use ferry_engine::disk::sim::SimDisk;
 use ferry_engine::disk::{Disk, FileId};
 use ferry_engine::{Engine, Options};

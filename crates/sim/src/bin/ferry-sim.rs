@@ -12,12 +12,15 @@ fn main() -> ExitCode {
     let mut out = std::io::stdout().lock();
     let directory = std::path::Path::new(arguments.get(1).map_or("", String::as_str));
     let done = match arguments.first().map(String::as_str) {
-        Some("load") => Some(ferry_sim::load::write(directory, number(2, 0), &mut out).map(|()| String::new())),
+        Some("load") => {
+            Some(ferry_sim::load::write(directory, number(2, 0), &mut out).map(|()| String::new()))
+        }
         Some("verify") => Some(ferry_sim::load::verify(directory, number(2, 0))),
         _ => None,
     };
     if let Some(done) = done {
-        let (code, text) = done.map_or_else(|e| (ExitCode::FAILURE, e.chain()), |text| (ExitCode::SUCCESS, text));
+        let (code, text) =
+            done.map_or_else(|e| (ExitCode::FAILURE, e.chain()), |text| (ExitCode::SUCCESS, text));
         return if writeln!(out, "{text}").is_ok() { code } else { ExitCode::FAILURE };
     }
     let mut failures = 0;
@@ -35,7 +38,13 @@ fn main() -> ExitCode {
     let printed = writeln!(
         out,
         "{} workloads, {} crashes, {} segments cleaned, {} replayed a tail, {} gave up un-flushed bytes, digest {:08x}\n{:?}",
-        outcome.workloads, outcome.images, outcome.cleaned_segments, outcome.replayed, outcome.dropped, outcome.digest, outcome.moments
+        outcome.workloads,
+        outcome.images,
+        outcome.cleaned_segments,
+        outcome.replayed,
+        outcome.dropped,
+        outcome.digest,
+        outcome.moments
     );
     if failures == 0 && printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -21,10 +21,31 @@ fn small_engine(seed: u64) -> Arc<dyn Store> {
     Engine::create(Arc::new(SimDisk::new(seed)), test_env(seed), options).unwrap()
 }
 
+/// Operations of each run: 16 fixed seeds and four fresh ones make 250,000.
+fn steps() -> u64 {
+    number("FERRY_STEPS").unwrap_or(12_500)
+}
+
+fn run(seeds: impl Iterator<Item = u64>) {
+    for seed in seeds {
+        println!("seed {seed}");
+        block_on(model::run(small_engine(seed), seed, steps()));
+    }
+}
+
 #[test]
 fn images_on_the_engine_hold_what_was_written() {
-    let steps = number("FERRY_STEPS").unwrap_or(2500);
-    for seed in (1..=8).chain(number("FERRY_SEED")) {
-        block_on(model::run(small_engine(seed), seed, steps));
-    }
+    run(1..=8);
+}
+
+#[test]
+fn images_on_the_engine_hold_what_was_written_under_more_seeds() {
+    run((9..=16).chain(number("FERRY_SEED")));
+}
+
+#[test]
+fn images_on_the_engine_hold_what_was_written_under_fresh_seeds() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    let base = u64::try_from(now & 0xFFFF_FFFF_FFFF).unwrap();
+    run(base..base + 4);
 }

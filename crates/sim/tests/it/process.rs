@@ -18,8 +18,13 @@ struct Load {
 
 impl Load {
     fn start(store: &Path, from: u64) -> Self {
-        let mut child =
-            Command::new(SIM).arg("load").arg(store).arg(from.to_string()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(SIM)
+            .arg("load")
+            .arg(store)
+            .arg(from.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let durable = Arc::new(AtomicU64::new(from.saturating_sub(1)));
         let (lines, seen) = (BufReader::new(child.stdout.take().unwrap()).lines(), Arc::clone(&durable));
         let reader = std::thread::spawn(move || {
@@ -49,7 +54,11 @@ impl Load {
 fn verify(store: &Path, durable: u64) -> String {
     let output = Command::new(SIM).arg("verify").arg(store).arg(durable.to_string()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "durable up to {durable}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "durable up to {durable}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
