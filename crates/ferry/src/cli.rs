@@ -116,7 +116,7 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let Plan::Run { command, files } = plan else {
         return Ok(print(&version(program))?);
     };
-    let reporter = Reporter::new(!parsed.is_set("no-progress"), &command);
+    let reporter = Reporter::new(program, !parsed.is_set("no-progress"), &command);
     let mut opened = files.open(&command, &reporter)?;
     let env = ferry_node::env::system_env().map_err(configuration_failed)?;
     let node = Node::new(home, config, env);

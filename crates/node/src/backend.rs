@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ferry_core::{Env, Result, Store};
 
-use crate::api::{CheckReport, Cluster};
+use crate::api::{CheckReport, Cluster, Events};
 
 pub use engine::RealStores;
 pub use owner::{OWNER_WAIT_MAX, Owner};
@@ -45,11 +45,17 @@ pub trait OwnedStore: Send + Sync + fmt::Debug {
 
 /// Knows how to open the stores of a kind.
 pub trait StoreKind: Send + Sync + fmt::Debug {
-    /// Opens the store at `dir` and owns it from now on.
+    /// Opens the store at `dir` and owns it from now on; tells where it has to wait for that.
     ///
     /// # Errors
     /// `NotFound` (2) where there is none, `Busy` (16) where another process owns it, `ReadOnly` (30), `Corrupt`.
-    fn open(&self, dir: &Path, env: &Env, missing: IfMissing) -> Result<Arc<dyn OwnedStore>>;
+    fn open(
+        &self,
+        dir: &Path,
+        env: &Env,
+        missing: IfMissing,
+        events: &dyn Events,
+    ) -> Result<Arc<dyn OwnedStore>>;
 
     /// Connects to a Ceph cluster.
     ///
@@ -74,14 +80,19 @@ impl Stores {
     }
 
     /// The store at `dir`, opened at first use.
-    pub(crate) fn get(&self, dir: &Path, missing: IfMissing) -> Result<Arc<dyn OwnedStore>> {
+    pub(crate) fn get(
+        &self,
+        dir: &Path,
+        missing: IfMissing,
+        events: &dyn Events,
+    ) -> Result<Arc<dyn OwnedStore>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // The same directory by another name would wait for itself.
         let key = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
         if let Some(store) = open.get(&key) {
             return Ok(Arc::clone(store));
         }
-        let store = self.kind.open(dir, &self.env, missing)?;
+        let store = self.kind.open(dir, &self.env, missing, events)?;
         let key = dir.canonicalize().unwrap_or(key);
         open.insert(key, Arc::clone(&store));
         Ok(store)

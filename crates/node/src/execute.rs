@@ -134,7 +134,7 @@ impl Run<'_> {
         let local = self.node.home.store_of(&self.node.config, pool);
         match (&self.cluster, local) {
             (Some(cluster), _) if cluster.pools == ClusterPools::All => self.connect(cluster),
-            (_, Some(dir)) => self.stores.get(&dir, IfMissing::Fail).map_err(cannot()),
+            (_, Some(dir)) => self.stores.get(&dir, IfMissing::Fail, self.events).map_err(cannot()),
             (Some(cluster), None) => self.connect(cluster),
             (None, None) => {
                 let error = Error::not_found("no pool has this name").with("pool", pool);
@@ -235,7 +235,7 @@ impl Run<'_> {
             None => {
                 let dir = self.node.home.default_store();
                 self.stores
-                    .get(&dir, IfMissing::Fail)
+                    .get(&dir, IfMissing::Fail, self.events)
                     .map_err(failed("cannot open the default store", "rbd: check error"))?
             }
         };

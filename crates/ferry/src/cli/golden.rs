@@ -10,13 +10,13 @@ use bytes::Bytes;
 use ferry_core::testing::{MemStore, TestClock, test_env};
 use ferry_core::{Effect, Env, Namespace, ObjectId, PoolId, Result, Store, WriteOp};
 use ferry_node::Node;
-use ferry_node::api::{CheckReport, Cluster, Request, Streams};
+use ferry_node::api::{CheckReport, Cluster, Events, Request, Streams};
 use ferry_node::backend::{IfMissing, OwnedStore, StoreKind};
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
 
 use super::args::{Asked, Context, parse};
-use super::output::{self, Show};
+use super::output::{self, Program, Show};
 use super::progress::Reporter;
 use super::{Plan, VERBS};
 
@@ -44,7 +44,7 @@ impl OwnedStore for InMemory {
 struct Golden(Arc<MemStore>);
 
 impl StoreKind for Golden {
-    fn open(&self, _: &Path, _: &Env, _: IfMissing) -> Result<Arc<dyn OwnedStore>> {
+    fn open(&self, _: &Path, _: &Env, _: IfMissing, _: &dyn Events) -> Result<Arc<dyn OwnedStore>> {
         Ok(Arc::new(InMemory(Arc::clone(&self.0))))
     }
 
@@ -114,7 +114,7 @@ fn answer(node: &Node, line: &str) -> String {
     let show = Show::of(&parsed).unwrap();
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings }).unwrap();
     let Plan::Run { command, .. } = plan else { panic!("{line}") };
-    let reporter = Reporter::new(false, &command);
+    let reporter = Reporter::new(Program::Ferry, false, &command);
     let request = Request { command: *command, overrides: parsed.overrides().clone(), cluster: None };
     let result = node.execute(request, Streams::default(), &reporter);
     let response = futures_executor::block_on(result).unwrap_or_else(|e| panic!("{line}: {e:?}"));

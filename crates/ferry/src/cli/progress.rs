@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ferry_node::api::{BenchPattern, BenchRow, BenchType, Command, Events, Outcome};
 
+use super::output::Program;
 use super::report;
 
 /// Shows what happens, in the words of `rbd`.
@@ -13,6 +14,7 @@ use super::report;
 /// A stderr or stdout that cannot be written to any more does not stop the command.
 #[derive(Debug)]
 pub(crate) struct Reporter {
+    program: Program,
     shows_progress: bool,
     is_terminal: bool,
     /// What is said before the first row of a measurement.
@@ -23,8 +25,9 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     /// Shows progress of `command`, if it is wanted.
-    pub(crate) fn new(shows_progress: bool, command: &Command) -> Self {
+    pub(crate) fn new(program: Program, shows_progress: bool, command: &Command) -> Self {
         Self {
+            program,
             shows_progress,
             is_terminal: super::stderr_is_terminal(),
             heading: Mutex::new(bench_heading(command)),
@@ -114,6 +117,13 @@ impl Events for Reporter {
         tell(&format!("{start}{line}\n"));
     }
 
+    fn advise(&self, line: &str) {
+        match self.program {
+            Program::Ferry => self.note(line),
+            Program::Rbd => {}
+        }
+    }
+
     fn say(&self, line: &str) {
         answer(&format!("{line}\n"));
     }
@@ -131,11 +141,12 @@ impl Events for Reporter {
 mod tests {
     use ferry_node::api::{Command, Outcome};
 
+    use super::super::output::Program;
     use super::Reporter;
 
     #[test]
     fn progress_is_shown_once_for_each_percent() {
-        let reporter = Reporter::new(true, &Command::Check { pool: None });
+        let reporter = Reporter::new(Program::Ferry, true, &Command::Check { pool: None });
         assert_eq!(reporter.step("Image copy", 0, 400), None);
         assert_eq!(reporter.step("Image copy", 4, 400).as_deref(), Some("\rImage copy: 1% complete..."));
         assert_eq!(reporter.step("Image copy", 7, 400), None);
@@ -145,7 +156,7 @@ mod tests {
 
     #[test]
     fn nothing_of_nothing_is_no_progress() {
-        let reporter = Reporter::new(true, &Command::Check { pool: None });
+        let reporter = Reporter::new(Program::Ferry, true, &Command::Check { pool: None });
         assert_eq!(reporter.step("Image copy", 0, 0), None);
     }
 }

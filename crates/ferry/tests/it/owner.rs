@@ -1,7 +1,7 @@
 //! Stores: who owns one, what a crash leaves, where pools lie.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -22,15 +22,17 @@ fn commands_wait_for_each_other() {
     let mut input = first.stdin.take().unwrap();
     input.write_all(&noise(1, 100_000)).unwrap();
     wait_for_owner(&home, first.id());
-    let mut second = home.command(Name::Ferry).args(["ls"]).stdout(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    let mut second =
+        home.command(Name::Ferry).args(["ls"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(second.try_wait().unwrap(), None, "the second command did not wait");
     drop(input);
     assert!(first.wait().unwrap().success());
-    assert!(second.wait().unwrap().success());
-    let mut list = String::new();
-    second.stdout.take().unwrap().read_to_string(&mut list).unwrap();
-    assert_eq!(list, "a\n");
+    let second = second.wait_with_output().unwrap();
+    assert!(second.status.success());
+    assert_eq!(second.stdout, b"a\n");
+    let told = String::from_utf8(second.stderr).unwrap();
+    assert!(told.starts_with(&format!("waiting for process {}, which has ", first.id())), "{told}");
 }
 
 /// Waits until the store names its owner.

@@ -22,6 +22,8 @@ pub trait Events: Send + Sync + fmt::Debug {
     fn finished(&self, title: &'static str, outcome: Outcome);
     /// A line for people, beside the result.
     fn note(&self, line: &str);
+    /// A line that helps, where there is room for more than what `rbd` says.
+    fn advise(&self, line: &str);
     /// A line of the result that cannot wait for the end.
     fn say(&self, line: &str);
     /// A row of a measurement.

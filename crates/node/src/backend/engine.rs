@@ -8,7 +8,7 @@ use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
 use super::{IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind, rados};
-use crate::api::{CheckReport, Cluster};
+use crate::api::{CheckReport, Cluster, Events};
 
 /// Directories as stores of the engine, and Ceph clusters.
 #[derive(Debug)]
@@ -19,7 +19,13 @@ impl StoreKind for RealStores {
         rados::connect(cluster)
     }
 
-    fn open(&self, dir: &Path, env: &Env, missing: IfMissing) -> Result<Arc<dyn OwnedStore>> {
+    fn open(
+        &self,
+        dir: &Path,
+        env: &Env,
+        missing: IfMissing,
+        events: &dyn Events,
+    ) -> Result<Arc<dyn OwnedStore>> {
         if missing == IfMissing::Create {
             std::fs::create_dir_all(dir).map_err(|e| {
                 Error::io("cannot make the store's directory", e).with("store", dir.display())
@@ -28,7 +34,7 @@ impl StoreKind for RealStores {
             return Err(Error::not_found("there is no store").with("store", dir.display()));
         }
         // Before anything is read: the owner before us may still be writing.
-        let owner = Owner::take(dir, OWNER_WAIT_MAX)?;
+        let owner = Owner::take(dir, OWNER_WAIT_MAX, &|line| events.advise(line))?;
         let opened = FileDisk::open(dir)
             .and_then(|disk| Engine::open(Arc::new(disk), env.clone(), Options::default()));
         let engine = match opened {

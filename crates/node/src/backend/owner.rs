@@ -16,6 +16,9 @@ const OWNER_FILE: &str = "owner";
 /// How long a command waits for another one to end, as `rbd` waits for a lock to be given up (`rbd_request_timed_out_seconds`).
 pub const OWNER_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// How long a wait may be before people wonder.
+const NOTICED: Duration = Duration::from_secs(1);
+
 /// How often to look again. Short commands take a few milliseconds.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -26,11 +29,11 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Takes the store at `dir`, waiting up to `wait_max` for the owner before us.
+    /// Takes the store at `dir`, waiting up to `wait_max` for the owner before us; `tell` hears of a wait that people notice.
     ///
     /// # Errors
     /// `Busy` (16) naming the owner, `ReadOnly` (30) or `Denied` (13) where the directory cannot be written.
-    pub fn take(dir: &Path, wait_max: Duration) -> Result<Self> {
+    pub fn take(dir: &Path, wait_max: Duration, tell: &dyn Fn(&str)) -> Result<Self> {
         let path = dir.join(OWNER_FILE);
         let file = OpenOptions::new()
             .create(true)
@@ -41,10 +44,21 @@ impl Owner {
             .map_err(|e| cannot_write(dir, e))?;
         let began = Instant::now();
         let mut owner = Self { file };
+        let mut told = false;
         loop {
             match owner.file.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) if began.elapsed() < wait_max => thread::sleep(POLL),
+                Err(TryLockError::WouldBlock) if began.elapsed() < wait_max => {
+                    if !told && began.elapsed() >= NOTICED {
+                        told = true;
+                        tell(&format!(
+                            "waiting for process {}, which has {} open",
+                            owner.name(),
+                            dir.display()
+                        ));
+                    }
+                    thread::sleep(POLL);
+                }
                 Err(TryLockError::WouldBlock) => return Err(owner.busy(dir)),
                 Err(TryLockError::Error(e)) => {
                     return Err(Error::io("cannot lock the store", e).with("file", path.display()));
@@ -63,15 +77,20 @@ impl Owner {
         self.file.write_all(line.as_bytes())
     }
 
+    /// The process number the file names.
+    fn name(&mut self) -> String {
+        let mut text = String::new();
+        let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_string(&mut text));
+        let pid = text.trim();
+        if read.is_ok() && !pid.is_empty() { pid.to_owned() } else { "unknown".to_owned() }
+    }
+
     /// The error that names who has the store.
     fn busy(&mut self, dir: &Path) -> Error {
-        let mut name = String::new();
-        let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_string(&mut name));
-        let pid = name.trim();
-        let owner = if read.is_ok() && !pid.is_empty() { pid } else { "unknown" };
+        let owner = self.name();
         let mut error = Error::busy("another process has the store open")
             .with("store", dir.display())
-            .with("process", owner);
+            .with("process", &owner);
         if let Ok(command) = fs::read(format!("/proc/{owner}/cmdline")) {
             let text = String::from_utf8_lossy(&command).replace('\0', " ");
             error = error.with("command", format!("`{}`", text.trim()));
@@ -100,23 +119,25 @@ mod tests {
 
     use super::Owner;
 
+    fn silent(_: &str) {}
+
     #[test]
     fn a_store_has_one_owner_who_is_named_to_others() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Owner::take(dir.path(), Duration::ZERO).unwrap();
-        let refused = Owner::take(dir.path(), Duration::from_millis(30)).unwrap_err();
+        let first = Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
+        let refused = Owner::take(dir.path(), Duration::from_millis(30), &silent).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Busy);
         assert_eq!(refused.fact("process"), Some(std::process::id().to_string().as_str()));
         drop(first);
-        Owner::take(dir.path(), Duration::ZERO).unwrap();
+        Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
     }
 
     #[test]
     fn whoever_waits_gets_the_store_when_the_owner_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Owner::take(dir.path(), Duration::ZERO).unwrap();
+        let first = Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
         std::thread::scope(|s| {
-            let second = s.spawn(|| Owner::take(dir.path(), Duration::from_secs(30)));
+            let second = s.spawn(|| Owner::take(dir.path(), Duration::from_secs(30), &silent));
             drop(first);
             second.join().unwrap().unwrap();
         });
@@ -125,7 +146,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_said_to_be_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Owner::take(&dir.path().join("no"), Duration::ZERO).unwrap_err();
+        let error = Owner::take(&dir.path().join("no"), Duration::ZERO, &silent).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 }

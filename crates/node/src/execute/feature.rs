@@ -35,7 +35,7 @@ impl Run<'_> {
         let gained_map = change == FeatureChange::Enable && features.contains(Features::OBJECT_MAP);
         self.close(image).await?;
         if gained_map {
-            self.events.note(&format!(
+            self.events.advise(&format!(
                 "the object map is not valid yet: `ferry object-map rebuild {spec}` makes it so"
             ));
         }
@@ -64,7 +64,7 @@ impl Run<'_> {
                 let found = map_check::check(&mut image, &mut |d, t| step.at(d, t)).await.map_err(cannot())?;
                 step.done();
                 if found == MapCheck::Invalid {
-                    self.events.note(&format!(
+                    self.events.advise(&format!(
                         "the object map is wrong and marked so: `ferry object-map rebuild {}` makes it anew",
                         spec.image
                     ));

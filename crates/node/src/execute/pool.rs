@@ -48,7 +48,7 @@ impl Run<'_> {
             let error = Error::exists("a pool has this name").with("store", there.display());
             return Err(cannot()(error).advise("the pool is untouched; name another"));
         }
-        let store = self.stores.get(&dir, IfMissing::Create).map_err(cannot())?.store();
+        let store = self.stores.get(&dir, IfMissing::Create, self.events).map_err(cannot())?.store();
         match store.create_pool(name).await {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::Exists => {
