@@ -3,6 +3,7 @@
 //! Writers take the lock, append to the open batch in memory and leave; whoever flushes writes the batch out and syncs for
 //! everybody waiting. No thread of its own.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ferry_core::watch::WatchRegistry;
@@ -69,6 +70,8 @@ pub struct Engine {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) watches: WatchRegistry,
     pub(crate) client: ferry_core::ClientId,
+    /// See `Store::generation`.
+    pub(crate) generation: AtomicU64,
     identity: [u8; 16],
     syncing: Mutex<SyncState>,
     synced: Condvar,
@@ -169,6 +172,7 @@ impl Engine {
             disk,
             watches: WatchRegistry::default(),
             client,
+            generation: AtomicU64::new(1),
             identity,
             syncing: Mutex::default(),
             synced: Condvar::new(),

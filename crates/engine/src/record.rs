@@ -103,6 +103,19 @@ impl Record {
         }
     }
 
+    /// Whether it changes what `Store::generation` speaks of.
+    pub(crate) fn changes_generation(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. }
+                | Self::Revive { .. }
+                | Self::Remove { .. }
+                | Self::OmapSet { .. }
+                | Self::OmapRemove { .. }
+                | Self::OmapClear { .. }
+        )
+    }
+
     /// Writes it behind what `e` holds.
     #[expect(clippy::too_many_lines, reason = "one arm for each kind of record")]
     pub(crate) fn encode(&self, e: &mut Encoder) {

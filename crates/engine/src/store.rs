@@ -1,6 +1,7 @@
 //! The engine as a `Store`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +39,11 @@ impl Engine {
             let known = core.inode_of(id)?;
             let creates = core.check_guards(id, known, op)?;
             let plan = core.plan(id, known, op, creates)?;
-            core.counters.client_bytes += (plan.payload.len() * BLOCK) as u64;
+            let bytes: usize = plan.payload.iter().map(Bytes::len).sum();
+            core.counters.client_bytes += bytes as u64;
+            if plan.records.iter().any(Record::changes_generation) {
+                self.next_generation();
+            }
             core.commit(plan.purpose, plan.records, plan.payload)?;
             WriteReply { version: plan.version }
         };
@@ -94,7 +99,13 @@ impl Engine {
         core.commit(Purpose::Metadata, records, Vec::new())
     }
 
+    /// Something was made, removed or said otherwise: what others found out before may be wrong.
+    fn next_generation(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn do_remove_pool(&self, pool: PoolId) -> Result<()> {
+        self.next_generation();
         if self.lock().pool(pool)?.value.read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "the pool is read-only").with("pool", pool));
         }
@@ -313,6 +324,10 @@ impl Store for Engine {
         self.client
     }
 
+    fn generation(&self) -> Option<u64> {
+        Some(self.generation.load(Ordering::Acquire))
+    }
+
     fn describe(&self) -> String {
         self.disk.describe()
     }
@@ -399,6 +414,7 @@ impl Store for Engine {
                 Ok(true) => Err(Error::new(ErrorKind::ReadOnly, "the pool is read-only").with("pool", pool)),
                 Ok(false) => {
                     let record = Record::SnapRelease { pool: pool.0, snap: snap.0 };
+                    self.next_generation();
                     core.commit(Purpose::Reclaim, vec![record], Vec::new())
                 }
             }

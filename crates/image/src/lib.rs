@@ -33,8 +33,8 @@ pub mod revision;
 pub mod rollback;
 pub mod session;
 pub mod snapshot;
-pub mod status;
 pub mod sparsify;
+pub mod status;
 pub mod stream;
 #[cfg(test)]
 mod test_world;

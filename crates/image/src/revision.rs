@@ -13,6 +13,11 @@ use ferry_core::{Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, Result, 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+mod owners;
+
+use owners::Owner;
+pub use owners::Owners;
+
 use crate::layout::{ImageExtent, Layout, ObjectExtent, ObjectNo};
 use crate::limits::OBJECTS_IN_FLIGHT;
 
@@ -35,6 +40,8 @@ pub struct Revision {
     pub size: u64,
     /// What shows through where an object is missing.
     pub parent: Option<Parent>,
+    /// Which ancestors hold the objects that are missing, as far as it was looked up.
+    pub owners: Owners,
 }
 
 /// The ancestor of a revision.
@@ -153,12 +160,56 @@ impl Revision {
 
     /// Reads a part of one object, or of what shows through in its place.
     async fn read_object(&self, extent: ObjectExtent) -> Result<Vec<(u64, Bytes)>> {
+        let generation = self.parent.as_ref().and_then(|_| self.store.generation());
+        if let Some(generation) = generation
+            && let Some(owner) = self.owners.get(generation, extent.object.0)
+            && let Some(found) = self.read_at(&owner, extent).await?
+        {
+            return Ok(found);
+        }
         let op = ReadOp::data(extent.offset, extent.length);
         match self.store.read(&self.object_id(extent.object), self.snap, op).await {
             Ok(reply) => Ok(self.in_image(extent, reply.data)),
-            Err(e) if e.kind() == ErrorKind::NotFound => self.read_parent(extent).await,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if let Some(generation) = generation
+                    && let Some(owner) = self.find_owner(extent.object).await?
+                {
+                    self.owners.put(generation, extent.object.0, owner);
+                }
+                self.read_parent(extent).await
+            }
             Err(e) => Err(e.with("image_object", extent.object.0)),
         }
+    }
+
+    /// Reads a part of an object from who was found to hold it; `None` where it is no longer there.
+    async fn read_at(&self, owner: &Owner, extent: ObjectExtent) -> Result<Option<Vec<(u64, Bytes)>>> {
+        let Owner::Ancestor(ancestor) = owner else { return Ok(Some(Vec::new())) };
+        let op = ReadOp::data(extent.offset, extent.length);
+        match ancestor.store.read(&ancestor.object_id(extent.object), ancestor.snap, op).await {
+            Ok(reply) => Ok(Some(self.in_image(extent, reply.data))),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.with("image_object", extent.object.0)),
+        }
+    }
+
+    /// Looks up the ancestors for who holds an object this image lacks. `None` where one ancestor does not answer for the whole
+    /// of it: other layouts, an overlap that ends inside.
+    async fn find_owner(&self, object: ObjectNo) -> Result<Option<Owner>> {
+        let mut child = self;
+        while let Some(parent) = &child.parent {
+            let ancestor = &parent.revision;
+            let whole = child.overlap_in(object) >= self.length_of(object);
+            if !whole || ancestor.layout != self.layout || self.layout.is_striped() {
+                return Ok(None);
+            }
+            match ancestor.store.read(&ancestor.object_id(object), ancestor.snap, ReadOp::stat()).await {
+                Ok(_) => return Ok(Some(Owner::Ancestor(Arc::clone(ancestor)))),
+                Err(e) if e.kind() == ErrorKind::NotFound => child = ancestor,
+                Err(e) => return Err(e.with("image_object", object.0)),
+            }
+        }
+        Ok(Some(Owner::Nobody))
     }
 
     /// Reads what shows through in a part of a missing object.

@@ -12,7 +12,7 @@ use crate::layout::Layout;
 use crate::limits::ANCESTORS_MAX;
 use crate::live_map::LiveMap;
 use crate::object_map::Loaded;
-use crate::revision::{Parent, Revision};
+use crate::revision::{Owners, Parent, Revision};
 
 /// How the header cuts the image into objects.
 ///
@@ -87,6 +87,7 @@ fn own_revision(
         snap: at,
         size: header.size_at(at)?,
         parent: None,
+        owners: Owners::default(),
     })
 }
 
