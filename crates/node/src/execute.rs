@@ -145,6 +145,12 @@ impl Run<'_> {
         }
     }
 
+    /// Whether a pool is one of the cluster's.
+    fn is_in_cluster(&self, pool: &str) -> bool {
+        let is_local = self.node.config.pools.contains_key(pool);
+        self.cluster.as_ref().is_some_and(|c| c.pools == ClusterPools::All || !is_local)
+    }
+
     /// The cluster.
     fn connect(&self, cluster: &Cluster) -> Done<Arc<dyn OwnedStore>> {
         self.stores.connect(cluster).map_err(|e| {

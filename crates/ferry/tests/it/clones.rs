@@ -64,6 +64,8 @@ fn a_removed_snapshot_with_a_clone_waits_in_the_trash() {
     assert!(all.contains("trash (s)"), "{all}");
     home.ok("export c out");
     assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("disk")).unwrap());
+    let kept = "rbd: image has snapshots with linked clones - these must be deleted or flattened before the image can be removed.\n";
+    assert_eq!(home.rbd_fails("rm a"), (39, kept.to_owned()));
     home.ok("rm c");
     assert_eq!(home.ok("snap ls a --all"), "");
 }

@@ -3,6 +3,7 @@
 use ferry_core::{Errno, ErrorKind, SnapId};
 use ferry_image::clone::{self, CloneFormat, children, descendants};
 use ferry_image::create::CreateOptions;
+use ferry_image::encoding::Protection;
 use ferry_image::features::Features;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
@@ -57,6 +58,8 @@ impl Run<'_> {
         let format = match self.settings_in(&pool).await?.get("rbd_default_clone_format") {
             "1" => CloneFormat::V1,
             "2" => CloneFormat::V2,
+            // A cluster may have clients too old for the newer kind; `rbd` makes the older one there too.
+            _ if self.is_in_cluster(&target.pool) && is_protected(&opened) => CloneFormat::V1,
             _ => CloneFormat::Auto,
         };
         // What is not given is the parent's, which `clone::create` sees to.
@@ -141,4 +144,9 @@ impl Run<'_> {
         found.sort();
         Ok(Response::Children { children: found, all: scope == TrashScope::All })
     }
+}
+
+/// Whether an image is opened at a protected snapshot.
+fn is_protected(image: &Image) -> bool {
+    image.header.snaps.get(&image.at).is_some_and(|s| s.protection == Protection::Protected)
 }

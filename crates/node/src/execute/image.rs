@@ -195,10 +195,17 @@ impl Run<'_> {
             UsedParent::Refuse
         };
         let removed = remove::remove(&pool, &spec.image, used, &mut |d, t| step.at(d, t)).await;
-        removed.map_err(|e| {
+        if let Err(e) = removed {
             let failure = Failure::of(&e, format!("cannot remove image {spec}"), "rbd: delete error");
-            in_use(failure, e.errno(), &spec.to_string())
-        })?;
+            let failure = in_use(failure, e.errno(), &spec.to_string());
+            if e.errno() == Errno::ENOTEMPTY && only_removed_snapshots(&pool, &spec.image).await {
+                return Err(failure.lines([
+                    "rbd: image has snapshots with linked clones - these must be deleted or flattened before the \
+                     image can be removed.",
+                ]));
+            }
+            return Err(failure);
+        }
         step.done();
         Ok(())
     }
@@ -281,6 +288,12 @@ async fn empty_of_snapshots(pool: &Pool, name: &str) -> ferry_core::Result<()> {
         ferry_image::snapshot::remove(&mut image, &snap).await?;
     }
     image.close().await
+}
+
+/// Whether all snapshots of an image are in the trash, kept by clones.
+async fn only_removed_snapshots(pool: &Pool, name: &str) -> bool {
+    let opened = Image::open(pool, name, Opening::ReadOnly).await;
+    opened.is_ok_and(|image| image.header.snaps.values().all(|s| s.namespace.is_trash()))
 }
 
 /// Says in `rbd`'s words why an image cannot go, and what to do.

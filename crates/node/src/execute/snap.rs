@@ -3,8 +3,10 @@
 use ferry_core::{Errno, ErrorKind, SnapId};
 use ferry_image::clone::children;
 use ferry_image::encoding::Protection;
+use ferry_image::flatten::flatten;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
+use ferry_image::progress::silent;
 use ferry_image::rollback::rollback;
 use ferry_image::snapshot;
 
@@ -81,13 +83,17 @@ impl Run<'_> {
             self.free_snapshot(at, snap, &what).await?;
         }
         let mut image = self.open_ref(at, Opening::ReadWrite).await?;
+        let kept = match snap {
+            SnapBy::Name(name) => is_protected(&image, name),
+            SnapBy::Id(_) => false,
+        };
         let removed = match snap {
             SnapBy::Name(name) => snapshot::remove(&mut image, name).await,
             SnapBy::Id(id) => snapshot::remove_by_id(&mut image, SnapId(*id)).await,
         };
         removed.map_err(|e| {
             let failure = Failure::of(&e, what, rbd);
-            if e.kind() == ErrorKind::Busy {
+            if e.kind() == ErrorKind::Busy && kept {
                 failure.lines([format!("rbd: snapshot '{shown}' is protected from removal.")]).advise(format!(
                     "nothing was removed; `ferry snap unprotect {}/{}@{shown}` allows it once no clone needs it",
                     at.pool,
@@ -115,7 +121,7 @@ impl Run<'_> {
             let pool = image.pool.sibling(child.pool, &child.namespace).await.map_err(cannot())?;
             let opened = Image::open_by_id(&pool, &child.id, Opening::ReadWrite).await;
             let mut opened = Opened::new(opened.map_err(cannot())?, &self.leftovers);
-            self.flatten(&mut opened, what).await?;
+            flatten(&mut opened, &mut silent).await.map_err(cannot())?;
             self.close(opened).await?;
         }
         if found.protection != Protection::Unprotected {
@@ -128,10 +134,11 @@ impl Run<'_> {
 
     async fn protect(&self, spec: &ImageSpec, name: &str) -> Done<()> {
         let mut image = self.open(spec, Opening::ReadWrite).await?;
+        let kept = is_protected(&image, name);
         snapshot::protect(&mut image, name).await.map_err(|e| {
             let what = format!("cannot protect snapshot {name} of {spec}");
             let failure = Failure::of(&e, what, "rbd: protecting snap failed");
-            if e.kind() == ErrorKind::Busy {
+            if e.kind() == ErrorKind::Busy && kept {
                 failure.lines(["rbd: snap is already protected"])
             } else {
                 failure
@@ -195,4 +202,9 @@ impl Run<'_> {
         step.done();
         self.close(image).await
     }
+}
+
+/// Whether a user's snapshot is there and protected.
+fn is_protected(image: &Image, name: &str) -> bool {
+    image.header.user_snap(name).is_ok_and(|s| s.protection == Protection::Protected)
 }
