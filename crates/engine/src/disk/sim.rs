@@ -1,7 +1,7 @@
 //! A disk in memory that can crash: un-synced writes are kept apart and any 512-byte sectors of them may survive.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ferry_core::testing::TestRng;
@@ -10,13 +10,17 @@ use ferry_core::{Error, ErrorKind, Result, Rng};
 use super::{Disk, FileId, SegmentNo};
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
+
+/// A page of a file, shared by all images of it until one writes.
+type SimPage = Arc<[u8; PAGE]>;
 
 #[derive(Clone, Debug, Default)]
 struct SimFile {
     /// What survives any crash.
-    durable: Vec<u8>,
+    durable: Vec<SimPage>,
     /// What reads see.
-    current: Vec<u8>,
+    current: Vec<SimPage>,
     /// Sectors written since the last sync, with every value they had since.
     pending: BTreeMap<usize, Vec<[u8; SECTOR]>>,
 }
@@ -123,9 +127,10 @@ impl SimDisk {
         let mut state = self.state();
         let Some(f) = state.files.get_mut(&file) else { return };
         let Ok(at) = usize::try_from(offset) else { return };
-        if at < f.current.len() {
-            f.current[at] ^= 1 << (bit % 8);
-            f.durable[at] ^= 1 << (bit % 8);
+        for pages in [&mut f.current, &mut f.durable] {
+            if let Some(page) = pages.get_mut(at / PAGE) {
+                Arc::make_mut(page)[at % PAGE] ^= 1 << (bit % 8);
+            }
         }
     }
 
@@ -157,7 +162,7 @@ impl SimDisk {
                 if keep {
                     let pick =
                         if style == 1 { values.len() - 1 } else { index(rng.below(values.len() as u64)) };
-                    after[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(&values[pick]);
+                    put_sector(&mut after, *sector, &values[pick]);
                 }
             }
             files.insert(*id, SimFile { durable: after.clone(), current: after, pending: BTreeMap::new() });
@@ -212,6 +217,19 @@ impl SimDisk {
     }
 }
 
+impl SimFile {
+    /// Bytes of the file.
+    fn length(&self) -> u64 {
+        (self.current.len() * PAGE) as u64
+    }
+}
+
+/// Replaces one sector of a file.
+fn put_sector(pages: &mut [SimPage], sector: usize, value: &[u8; SECTOR]) {
+    let at = sector * SECTOR;
+    Arc::make_mut(&mut pages[at / PAGE])[at % PAGE..at % PAGE + SECTOR].copy_from_slice(value);
+}
+
 fn index(n: u64) -> usize {
     usize::try_from(n).expect("small")
 }
@@ -262,13 +280,14 @@ impl Disk for SimDisk {
                 .files
                 .iter()
                 .filter(|(id, _)| matches!(id, FileId::Segment(_)))
-                .map(|(_, f)| f.current.len() as u64)
+                .map(|(_, f)| f.length())
                 .sum();
             if used + length > capacity {
                 return Err(Error::new(ErrorKind::NoSpace, "the simulated disk is full"));
             }
         }
-        let zeros = vec![0; index(length)];
+        assert_eq!(length % PAGE as u64, 0, "files are whole pages");
+        let zeros = vec![Arc::new([0; PAGE]); index(length) / PAGE];
         let fresh = SimFile { durable: zeros.clone(), current: zeros, pending: BTreeMap::new() };
         state.files.insert(file, fresh);
         Ok(())
@@ -283,18 +302,22 @@ impl Disk for SimDisk {
     }
 
     fn length(&self, file: FileId) -> Result<u64> {
-        Ok(self.state().file(file)?.current.len() as u64)
+        Ok(self.state().file(file)?.length())
     }
 
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let mut state = self.state();
         let f = state.file(file)?;
-        let from = index(offset);
-        let bytes = f
-            .current
-            .get(from..from + buffer.len())
-            .ok_or_else(|| Error::corrupt("a file of the store is too short"))?;
-        buffer.copy_from_slice(bytes);
+        let mut at = index(offset);
+        let mut left = buffer;
+        while !left.is_empty() {
+            let page =
+                f.current.get(at / PAGE).ok_or_else(|| Error::corrupt("a file of the store is too short"))?;
+            let n = (PAGE - at % PAGE).min(left.len());
+            let (now, later) = left.split_at_mut(n);
+            now.copy_from_slice(&page[at % PAGE..at % PAGE + n]);
+            (left, at) = (later, at + n);
+        }
         Ok(())
     }
 
@@ -315,10 +338,10 @@ impl Disk for SimDisk {
             assert_eq!(part.len() % SECTOR, 0, "writes are whole sectors");
             state.written_bytes += part.len() as u64;
             let f = state.file(file)?;
-            assert!(at + part.len() <= f.current.len(), "a write stays inside its file");
-            f.current[at..at + part.len()].copy_from_slice(part);
+            assert!((at + part.len()) as u64 <= f.length(), "a write stays inside its file");
             for (n, sector) in part.chunks_exact(SECTOR).enumerate() {
-                let value = sector.try_into().expect("a sector");
+                let value: [u8; SECTOR] = sector.try_into().expect("a sector");
+                put_sector(&mut f.current, at / SECTOR + n, &value);
                 f.pending.entry(at / SECTOR + n).or_default().push(value);
             }
             at += part.len();
@@ -335,8 +358,8 @@ impl Disk for SimDisk {
         state.step()?;
         let f = state.file(file)?;
         for sector in std::mem::take(&mut f.pending).into_keys() {
-            let range = sector * SECTOR..(sector + 1) * SECTOR;
-            f.durable[range.clone()].copy_from_slice(&f.current[range]);
+            let page = sector * SECTOR / PAGE;
+            f.durable[page] = Arc::clone(&f.current[page]);
         }
         Ok(())
     }
@@ -345,7 +368,7 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self) -> Result<u64> {
         let state = self.state();
-        let used: u64 = state.files.values().map(|f| f.current.len() as u64).sum();
+        let used: u64 = state.files.values().map(SimFile::length).sum();
         Ok(state.capacity.map_or(u64::MAX / 2, |c| c.saturating_sub(used)))
     }
 
