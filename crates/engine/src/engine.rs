@@ -15,7 +15,8 @@ use crate::core::{Core, Counters};
 use crate::disk::{Disk, FileId};
 use crate::format::Superblock;
 use crate::limits::{
-    BLOCK, CACHE_BYTES_DEFAULT, SEGMENT_BLOCKS_DEFAULT, SEGMENT_BLOCKS_MAX, SEGMENT_BLOCKS_MIN,
+    BLOCK, CACHE_BYTES_DEFAULT, ROOM_SEGMENTS, SEGMENT_BLOCKS_DEFAULT, SEGMENT_BLOCKS_MAX,
+    SEGMENT_BLOCKS_MIN, SEGMENT_BLOCKS_SMALL,
 };
 use crate::log::Log;
 pub use crate::recover::Recovery;
@@ -26,7 +27,7 @@ use crate::tree::Tree;
 /// How a store is made and used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Blocks of 4 KiB in a segment; fixed when the store is made.
+    /// Blocks of 4 KiB in a segment, 0 to choose by the room there is; fixed when the store is made.
     pub segment_blocks: u32,
     /// Bytes the store may take; 0 for what the medium has. Fixed when the store is made.
     pub capacity_bytes: u64,
@@ -36,7 +37,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_blocks: SEGMENT_BLOCKS_DEFAULT, capacity_bytes: 0, cache_bytes: CACHE_BYTES_DEFAULT }
+        Self { segment_blocks: 0, capacity_bytes: 0, cache_bytes: CACHE_BYTES_DEFAULT }
     }
 }
 
@@ -92,10 +93,12 @@ impl Engine {
         if disk.has_superblock()? {
             return Err(Error::exists("there is a store here").with("directory", disk.describe()));
         }
-        if !(SEGMENT_BLOCKS_MIN..=SEGMENT_BLOCKS_MAX).contains(&options.segment_blocks) {
-            return Err(
-                Error::invalid("a segment's size out of bounds").with("blocks", options.segment_blocks)
-            );
+        let segment_blocks = match options.segment_blocks {
+            0 => fitting_segment_blocks(&*disk, options.capacity_bytes)?,
+            blocks => blocks,
+        };
+        if !(SEGMENT_BLOCKS_MIN..=SEGMENT_BLOCKS_MAX).contains(&segment_blocks) {
+            return Err(Error::invalid("a segment's size out of bounds").with("blocks", segment_blocks));
         }
         let mut store = [0; 16];
         store[..8].copy_from_slice(&env.rng.next_u64().to_le_bytes());
@@ -105,7 +108,7 @@ impl Engine {
             generation: 1,
             epoch: 1,
             opens: 0,
-            segment_blocks: options.segment_blocks,
+            segment_blocks,
             capacity_bytes: options.capacity_bytes,
             checkpoint_sequence: 0,
             root: None,
@@ -361,6 +364,17 @@ impl Engine {
         }
         core.checkpoint(After::Closing)
     }
+}
+
+/// Segments so small that the handful kept in reserve is a small part of the room there is, but not smaller than large writes
+/// need.
+fn fitting_segment_blocks(disk: &dyn Disk, capacity_bytes: u64) -> Result<u32> {
+    let room = if capacity_bytes == 0 { disk.free_bytes()? } else { capacity_bytes };
+    let mut blocks = SEGMENT_BLOCKS_DEFAULT;
+    while blocks > SEGMENT_BLOCKS_SMALL && u64::from(blocks) * BLOCK as u64 * ROOM_SEGMENTS > room {
+        blocks /= 2;
+    }
+    Ok(blocks)
 }
 
 /// The state in memory of a store whose superblock and segment table were read.

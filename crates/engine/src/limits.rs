@@ -9,6 +9,12 @@ const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 /// Blocks in a segment by default: 64 MiB, measured to be indifferent for cleaning and kind to recycling.
 pub const SEGMENT_BLOCKS_DEFAULT: u32 = 16384;
 
+/// Smallest segment chosen by itself: 16 MiB, so that a write of a whole 8 MiB object fits.
+pub const SEGMENT_BLOCKS_SMALL: u32 = 4096;
+
+/// Segments there should be room for: four are kept in reserve and three are open.
+pub const ROOM_SEGMENTS: u64 = 64;
+
 /// Fewest blocks a segment may have: small ones are for tests. A header, and a batch with its header, must fit.
 pub const SEGMENT_BLOCKS_MIN: u32 = 32;
 

@@ -287,7 +287,8 @@ impl Disk for SimDisk {
             }
         }
         assert_eq!(length % PAGE as u64, 0, "files are whole pages");
-        let zeros = vec![Arc::new([0; PAGE]); index(length) / PAGE];
+        let zero = Arc::new([0; PAGE]);
+        let zeros: Vec<SimPage> = std::iter::repeat_n(zero, index(length) / PAGE).collect();
         let fresh = SimFile { durable: zeros.clone(), current: zeros, pending: BTreeMap::new() };
         state.files.insert(file, fresh);
         Ok(())
