@@ -133,6 +133,7 @@ pub const CASES: &[Case] = cases![
     watches::watchers_are_listed,
     watches::watching_changes_no_version,
     sharing::shared_ranges_read_the_same_and_part_on_write,
+    sharing::a_share_nobody_has_looked_at_shows_the_source_as_it_was,
     sharing::shared_ranges_at_a_snapshot,
     sharing::sharing_past_the_source_leaves_holes,
     sharing::sharing_refuses_what_it_must,

@@ -1,6 +1,6 @@
 //! Sharing ranges between objects, where a store can.
 
-use super::{BLOCK, Place, context, filled, text};
+use super::{BLOCK, Place, context, done, filled, text};
 use crate::error::{Errno, ErrorKind};
 use crate::ident::SnapId;
 use crate::store::{Effect, WriteOp};
@@ -49,6 +49,26 @@ pub(super) fn shared_ranges_read_the_same_and_part_on_write(place: &Place) {
     assert_eq!(place.bytes("source"), vec![7; 4 * 4096], "nor the target's");
     place.write("source", WriteOp::new().effect(Effect::Remove));
     assert_eq!(place.bytes("o"), expected(5));
+}
+
+pub(super) fn a_share_nobody_has_looked_at_shows_the_source_as_it_was(place: &Place) {
+    if !can(place) {
+        return a_store_without_sharing_says_so(place);
+    }
+    place.put("source", "first", &[]);
+    let snap = place.snap();
+    place.put("source", "second", &[snap]);
+    for (target, at) in [("o.head", SnapId::HEAD), ("o.snap", snap)] {
+        place.write(target, share(place, "source", at, 0, BLOCK, 0));
+    }
+    place.write("o.chain", share(place, "o.head", SnapId::HEAD, 0, BLOCK, 0));
+    place.put("source", "third", &[snap]);
+    place.put("o.head", "own", &[]);
+    place.write("source", WriteOp::new().effect(Effect::Remove).under(context(&[snap])));
+    done(place.store.release_snap(place.pool, snap).wait());
+    assert_eq!(place.bytes("o.chain"), b"second");
+    assert_eq!(place.bytes("o.head"), b"own");
+    assert_eq!(place.bytes("o.snap"), b"first");
 }
 
 pub(super) fn shared_ranges_at_a_snapshot(place: &Place) {

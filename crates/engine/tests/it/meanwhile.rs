@@ -1,0 +1,156 @@
+//! Reading and writing while segments are emptied and used again.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use ferry_core::testing::test_env;
+use ferry_core::{Effect, Namespace, ObjectId, PoolId, ReadOp, Result, SnapId, Store, WriteOp};
+use ferry_engine::disk::sim::SimDisk;
+use ferry_engine::disk::{Disk, FileId, SegmentNo};
+use ferry_engine::{Engine, Options};
+
+fn object(pool: PoolId, n: usize) -> ObjectId {
+    ObjectId::new(pool, &Namespace::default(), &format!("o{n}"))
+}
+
+fn content(n: usize) -> Vec<u8> {
+    (0..100_000).map(|i| u8::try_from((i * 7 + n * 13) % 251).unwrap()).collect()
+}
+
+fn write(store: &Engine, pool: PoolId, n: usize, bytes: Vec<u8>) {
+    store.write(&object(pool, n), WriteOp::new().write(0, bytes)).wait().unwrap();
+}
+
+fn remove(store: &Engine, pool: PoolId, n: usize) {
+    store.write(&object(pool, n), WriteOp::new().effect(Effect::Remove)).wait().unwrap();
+}
+
+fn read(store: &Engine, pool: PoolId, n: usize) -> Vec<u8> {
+    let reply = store.read(&object(pool, n), SnapId::HEAD, ReadOp::data(0, 200_000)).wait().unwrap();
+    reply.data.to_vec(0, reply.size)
+}
+
+#[test]
+fn what_is_written_while_a_segment_is_emptied_stays_as_written() {
+    // Segments the cleaner needs several steps for.
+    let options = Options { segment_blocks: 1024, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let store = Engine::create(Arc::new(SimDisk::new(1)), test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    for n in 0..400 {
+        write(&store, pool, n, content(n));
+    }
+    for n in (0..400).filter(|n| n % 4 != 0) {
+        remove(&store, pool, n);
+    }
+    let mut written = vec![0; 100];
+    let mut round = 0;
+    while store.statistics().cleaned_segments < 4 {
+        round += 1;
+        assert!(round < 100, "nothing is cleaned: {:?}", store.statistics());
+        store.maintain().unwrap();
+        for i in (round % 7..100).step_by(7) {
+            write(&store, pool, i * 4, content(i + round * 1000));
+            written[i] = round;
+        }
+    }
+    for (i, round) in written.iter().enumerate() {
+        let wanted = if *round == 0 { content(i * 4) } else { content(i + round * 1000) };
+        assert!(read(&store, pool, i * 4) == wanted, "object {i}, written in round {round}");
+    }
+    assert!(store.check().unwrap().is_clean());
+}
+
+/// A disk on which something else happens in the middle of the next read.
+struct Interrupted {
+    disk: SimDisk,
+    act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.disk.fmt(f)
+    }
+}
+
+impl Disk for Interrupted {
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let act = self.act.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+        }
+        self.disk.read(file, offset, buffer)
+    }
+
+    fn segments(&self) -> Result<Vec<SegmentNo>> {
+        self.disk.segments()
+    }
+
+    fn has_superblock(&self) -> Result<bool> {
+        self.disk.has_superblock()
+    }
+
+    fn create(&self, file: FileId, length: u64) -> Result<()> {
+        self.disk.create(file, length)
+    }
+
+    fn remove(&self, file: FileId) -> Result<()> {
+        self.disk.remove(file)
+    }
+
+    fn length(&self, file: FileId) -> Result<u64> {
+        self.disk.length(file)
+    }
+
+    fn will_read(&self, ranges: &[(FileId, u64, u64)]) {
+        self.disk.will_read(ranges);
+    }
+
+    fn write(&self, file: FileId, offset: u64, parts: &[Bytes]) -> Result<()> {
+        self.disk.write(file, offset, parts)
+    }
+
+    fn sync(&self, file: FileId) -> Result<()> {
+        self.disk.sync(file)
+    }
+
+    fn forget(&self, file: FileId) {
+        self.disk.forget(file);
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        self.disk.free_bytes()
+    }
+
+    fn describe(&self) -> String {
+        self.disk.describe()
+    }
+}
+
+#[test]
+fn a_segment_is_not_used_again_while_somebody_reads_from_it() {
+    let disk = Arc::new(Interrupted { disk: SimDisk::new(1), act: Mutex::default() });
+    let options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    for n in 0..10 {
+        write(&store, pool, n, content(n));
+    }
+    store.checkpoint().unwrap();
+    let other = Arc::clone(&store);
+    *disk.act.lock().unwrap() = Some(Box::new(move || {
+        for n in 0..10 {
+            remove(&other, pool, n);
+        }
+        other.checkpoint().unwrap();
+        for n in 10..20 {
+            write(&other, pool, n, content(n));
+        }
+        other.flush().wait().unwrap();
+    }));
+    assert!(read(&store, pool, 0) == content(0));
+    assert!(disk.act.lock().unwrap().is_none(), "the read was not interrupted");
+    for n in 10..20 {
+        assert!(read(&store, pool, n) == content(n), "object {n}");
+    }
+}
