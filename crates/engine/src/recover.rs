@@ -157,12 +157,31 @@ impl Tail {
                     tail.epoch_seen = tail.epoch_seen.max(h.epoch);
                     h.life
                 }
-                (State::Free | State::Sealed, _) => continue,
+                (State::Free | State::Sealed, _) => {
+                    tail.hear_witnesses(disk, superblock, *no)?;
+                    continue;
+                }
             };
             tail.scan_segment(disk, superblock, *no, life, from)?;
         }
         tail.batches.sort_by_key(|b| b.sequence);
         Ok(tail)
+    }
+
+    /// Looks into a segment whose header is not valid. If a crash tore the header, nothing in it was durable; but if a batch in
+    /// it says that it or others like it were, the header was damaged later, and what the segment holds must not be given up.
+    fn hear_witnesses(&mut self, disk: &dyn Disk, superblock: &Superblock, no: SegmentNo) -> Result<()> {
+        let mut bytes = vec![0; BLOCK];
+        for block in 1..superblock.segment_blocks {
+            let at = Address::new(no, block);
+            disk.read(FileId::Segment(no), byte_of(at), &mut bytes)?;
+            let Some(life) = BatchHeader::claimed_life(&bytes, at) else { continue };
+            let Ok(header) = read_batch(disk, at, life, superblock.segment_blocks) else { continue };
+            if header.epoch == superblock.epoch && header.sequence > superblock.checkpoint_sequence {
+                self.durable_upto = self.durable_upto.max(header.durable_upto);
+            }
+        }
+        Ok(())
     }
 
     /// Walks the batches of a segment; behind the first that is not valid, only looks for what later ones say is durable.

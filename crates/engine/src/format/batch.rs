@@ -102,6 +102,12 @@ impl BatchHeader {
         bytes
     }
 
+    /// The life the header starting with this block claims to be of, where it looks like one at this place.
+    pub(crate) fn claimed_life(first: &[u8], at: Address) -> Option<u64> {
+        let (raw, _) = RawBatchHeader::ref_from_prefix(first).ok()?;
+        Self::peek(first, at, raw.life.get()).map(|_| raw.life.get())
+    }
+
     /// How many blocks the header starting with this block claims to have, where it looks like one of this life at this
     /// place. Nothing is verified yet.
     pub(crate) fn peek(first: &[u8], at: Address, life: u64) -> Option<u32> {
