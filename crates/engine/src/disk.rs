@@ -54,6 +54,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn will_read(&self, ranges: &[(FileId, u64, u64)]);
     /// Writes `parts` one behind the other from `offset`.
     fn write(&self, file: FileId, offset: u64, parts: &[Bytes]) -> Result<()>;
+    /// Says that a range just written may go to the medium now, so that a sync later has less to wait for.
+    fn begin_write_back(&self, _file: FileId, _offset: u64, _length: u64) {}
     /// Makes all writes to the file durable.
     fn sync(&self, file: FileId) -> Result<()>;
     /// Says that the cached bytes of a file are not needed soon.

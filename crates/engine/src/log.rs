@@ -20,6 +20,9 @@ use crate::limits::{BATCH_HEADER_BLOCKS_MAX, BATCH_PAYLOAD_BLOCKS, BLOCK};
 use crate::record::Record;
 use crate::space::{Head, Purpose, Space, State};
 
+/// Bytes of a batch from which it is sent to the medium at once: bulk data, which a later flush need not wait for.
+const WRITE_BACK_BYTES: u64 = 512 << 10;
+
 /// A batch that grows in memory.
 #[derive(Debug)]
 struct OpenBatch {
@@ -254,6 +257,9 @@ impl Log {
         let bytes: u64 = parts.iter().map(|p| p.len() as u64).sum();
         self.tail_bytes += bytes;
         self.written_bytes += bytes;
+        if bytes >= WRITE_BACK_BYTES {
+            self.disk.begin_write_back(FileId::Segment(segment), u64::from(block) * BLOCK as u64, bytes);
+        }
         result
     }
 

@@ -14,6 +14,9 @@ use crate::index::pieces;
 use crate::limits::BLOCK;
 use crate::record::HEAD;
 
+/// Bytes from which a read in one piece is announced too: the kernel's own window is smaller.
+const READ_AHEAD_BYTES: usize = 256 << 10;
+
 /// Blocks that lie together on disk.
 #[derive(Debug)]
 struct Run {
@@ -128,7 +131,8 @@ impl ReadJob {
         if self.extents.is_empty() {
             return Ok(SparseData::default());
         }
-        if self.runs.len() > 1 {
+        // Advice costs a call; for a single small run there is nothing to overlap.
+        if self.runs.len() > 1 || self.length >= READ_AHEAD_BYTES {
             let ranges: Vec<(FileId, u64, u64)> = self
                 .runs
                 .iter()

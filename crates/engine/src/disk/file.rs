@@ -216,6 +216,13 @@ impl Disk for FileDisk {
         Ok(())
     }
 
+    fn begin_write_back(&self, file: FileId, offset: u64, length: u64) {
+        if let Ok(handle) = self.handle(file) {
+            // Linux starts writing dirty pages of such a range, and keeps them cached while it does. Advice only, as above.
+            fadvise(&handle, offset, std::num::NonZeroU64::new(length), Advice::DontNeed).ok();
+        }
+    }
+
     fn sync(&self, file: FileId) -> Result<()> {
         fdatasync(&*self.handle(file)?)
             .map_err(|e| self.failed("cannot sync a file of the store", e.into(), file))
