@@ -8,11 +8,14 @@ use bytes::Bytes;
 use ferry_core::{Error, Result};
 use ferry_image::transfer::export::RawTarget;
 use ferry_image::transfer::import::{RawExtent, RawSource, ReadSource};
-use rustix::fs::{OFlags, SeekFrom as Seeking, fcntl_getfl, seek};
+use rustix::fs::{Advice, OFlags, SeekFrom as Seeking, fadvise, fcntl_getfl, seek};
 use rustix::io::Errno;
 
 /// Bytes read at once: an object of the default size.
 const PIECE: u64 = 4 << 20;
+
+/// How far ahead of the reader the data of a file is announced, so that the disk reads it while a piece before it is stored. Bytes.
+const AHEAD: u64 = 32 << 20;
 
 /// Opens a raw image for reading: by its holes where the file can tell them, else from its start to its end.
 ///
@@ -25,7 +28,13 @@ pub(super) fn raw_source(file: File) -> Result<Box<dyn RawSource + Send>> {
         let mut file = file;
         let at = file.stream_position().map_err(cannot)?;
         if at == 0 {
-            return Ok(Box::new(HoleySource { file, size: metadata.len(), at: 0, data_end: 0 }));
+            return Ok(Box::new(HoleySource {
+                file,
+                size: metadata.len(),
+                at: 0,
+                data_end: 0,
+                announced: 0,
+            }));
         }
         let left = metadata.len().saturating_sub(at);
         return Ok(Box::new(ReadSource::new(file, Some(left))));
@@ -47,9 +56,31 @@ struct HoleySource {
     at: u64,
     /// Up to here the file holds data; what follows must be asked for.
     data_end: u64,
+    /// Up to here the kernel was told that the data will be read.
+    announced: u64,
 }
 
 impl HoleySource {
+    /// Tells the kernel what will be read soon. Advice only: where it cannot be given, reading is slower.
+    fn announce(&mut self) {
+        let until = self.size.min(self.at + AHEAD);
+        // In steps: a call for every piece would cost more than it saves.
+        if self.announced >= until || until - self.announced.max(self.at) < AHEAD / 4 && until < self.size {
+            return;
+        }
+        let mut from = self.announced.max(self.at);
+        while from < until {
+            let Ok(data) = seek(&self.file, Seeking::Data(from)) else { break };
+            let Ok(hole) = seek(&self.file, Seeking::Hole(data)) else { break };
+            let end = hole.min(until);
+            if let Some(length) = std::num::NonZeroU64::new(end.saturating_sub(data)) {
+                fadvise(&self.file, data, Some(length), Advice::WillNeed).ok();
+            }
+            from = end.max(data).max(from + 1);
+        }
+        self.announced = until;
+    }
+
     /// Where the next data begins, at or behind `at`; the end of the file where there is none.
     fn next_data(&self) -> Result<u64> {
         match seek(&self.file, Seeking::Data(self.at)) {
@@ -89,6 +120,7 @@ impl RawSource for HoleySource {
             }
             self.data_end = self.end_of_data()?;
         }
+        self.announce();
         let length = PIECE.min(self.data_end - offset);
         let mut data = vec![0; usize::try_from(length).expect("a piece fits memory")];
         let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut data));
