@@ -41,9 +41,10 @@ pub(crate) fn skips(lines: &[String]) -> Vec<String> {
 /// Counts in the output of nextest or of cargo test. A test that passed and said that it was skipped is skipped.
 pub(crate) fn count(lines: &[String]) -> Count {
     let mut total = Count::default();
+    // Under nextest each test is a program of its own whose `test result:` is shown too: only the summary counts then.
+    let of_nextest = lines.iter().any(|l| l.trim_start().starts_with("Summary "));
     for line in lines.iter().map(|l| l.trim_start()) {
-        let is_summary = line.starts_with("Summary ") || line.starts_with("test result:");
-        if is_summary {
+        if line.starts_with(if of_nextest { "Summary " } else { "test result:" }) {
             let failed = number_before(line, "failed") + number_before(line, "timed");
             total = total.and(Count {
                 passed: number_before(line, "passed"),
@@ -62,6 +63,16 @@ mod tests {
 
     fn lines(text: &str) -> Vec<String> {
         text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_each_test_says_under_nextest_is_not_counted_again() {
+        let output = lines(
+            "        PASS [   0.007s] (1/2) ferry a\n    test result: ok. 1 passed; 0 failed; 0 ignored;\n\
+             PASS [   0.007s] (2/2) ferry b\n    test result: ok. 1 passed; 0 failed; 0 ignored;\n\
+             Summary [  12.3s] 2 tests run: 2 passed, 0 skipped\n",
+        );
+        assert_eq!(count(&output), Count { passed: 2, failed: 0, skipped: 0 });
     }
 
     #[test]
