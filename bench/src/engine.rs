@@ -396,7 +396,7 @@ pub(crate) fn recovery(directory: &Path, report: &mut Report) -> Done<()> {
 /// Write amplification and latency while the cleaner works in a store 70 % live.
 pub(crate) fn cleaner(directory: &Path, report: &mut Report) -> Done<()> {
     for (name, skewed, bar) in [("uniform", false, 2.1), ("90/10", true, 1.7)] {
-        let capacity = 3 * GIB;
+        let capacity = 2 * GIB;
         let live = capacity / 10 * 7 / OBJECT * OBJECT;
         let place = Place::create(
             &directory.join("store"),
