@@ -84,7 +84,9 @@ impl Engine {
         }
     }
 
-    /// Empties the segment whose cleaning pays best, needed or not. `false` where none would pay.
+    /// Empties the segment whose cleaning pays best, needed or not. `false` where no segment has a twentieth of it dead.
+    ///
+    /// Not for a loop until `false`: emptying ends in checkpoints, whose own pages make new dead ones.
     ///
     /// # Errors
     /// As [`Engine::sync`].

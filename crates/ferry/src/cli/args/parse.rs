@@ -198,10 +198,7 @@ fn loose_words(tokens: &VecDeque<Token>, verbs: &'static [&'static [Verb]]) -> V
     let mut skip = false;
     for token in tokens {
         let hides_next = match token {
-            Token::Word(word) if skip => {
-                let _ = word;
-                false
-            }
+            Token::Word(_) if skip => false,
             Token::Word(word) => {
                 words.push(word.clone());
                 false
