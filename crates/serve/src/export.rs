@@ -1,0 +1,248 @@
+//! What is offered under a name, and the one place where the device below it can be changed while clients are attached.
+//!
+//! Invariants
+//! - A request goes to the device that [`Export::enter`] gave it, and that device is not taken away before the request is done.
+//! - While an export is paused no request is under way; those that come wait, and none is refused for it.
+
+mod gate;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use ferry_core::{BlockDevice, Error, ErrorKind, Result};
+
+use self::gate::Gate;
+
+/// Hears when an export gets its first client and loses its last one.
+pub trait Attendance: Send + Sync + std::fmt::Debug {
+    /// The first client attached.
+    fn attached(&self);
+    /// The last client is gone, however it went. What it held (a lock) can be given back.
+    fn left(&self);
+}
+
+/// A device offered under a name.
+#[derive(Debug)]
+pub struct Export {
+    name: String,
+    description: String,
+    is_read_only: bool,
+    gate: Gate,
+    device: RwLock<Arc<dyn BlockDevice>>,
+    clients: AtomicUsize,
+    attendance: Mutex<Option<Arc<dyn Attendance>>>,
+}
+
+impl Export {
+    /// Offers `device`; refuses writes where `is_read_only` or the device does.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        description: impl Into<String>,
+        device: Arc<dyn BlockDevice>,
+        is_read_only: bool,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            description: description.into(),
+            is_read_only,
+            gate: Gate::default(),
+            device: RwLock::new(device),
+            clients: AtomicUsize::new(0),
+            attendance: Mutex::new(None),
+        }
+    }
+
+    /// Tells `attendance` of clients from now on.
+    #[must_use]
+    pub fn attended_by(self, attendance: Arc<dyn Attendance>) -> Self {
+        *self.attendance() = Some(attendance);
+        self
+    }
+
+    /// What clients ask for.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only || self.device().is_read_only()
+    }
+
+    /// Size now. Bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.device().size()
+    }
+
+    /// The device for one request, unless the export is paused.
+    #[must_use]
+    pub fn try_enter(self: &Arc<Self>) -> Option<Entered> {
+        let entered = self.gate.try_enter();
+        entered.then(|| Entered { device: self.device(), export: Arc::clone(self) })
+    }
+
+    /// The device for one request, once the export is not paused.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn enter(self: &Arc<Self>) -> Entered {
+        self.gate.enter().await;
+        Entered { device: self.device(), export: Arc::clone(self) }
+    }
+
+    /// Lets requests under way end, holds new ones back, puts the device that `change` gives in the place of the one it is given,
+    /// and goes on; how long clients waited. Where `change` fails, or all of it takes longer than `limit`, the export goes on with
+    /// the device it had: the change gives way, not the client.
+    ///
+    /// # Errors
+    /// Those of `change`; `TimedOut` after `limit`; `Invalid` where the new device is smaller than the old one.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the export with the device it had, going on.
+    pub async fn swap<F>(
+        &self,
+        limit: Duration,
+        change: impl FnOnce(Arc<dyn BlockDevice>) -> F + Send,
+    ) -> Result<Duration>
+    where
+        F: Future<Output = Result<Arc<dyn BlockDevice>>> + Send,
+    {
+        let began = Instant::now();
+        let swapped = tokio::time::timeout(limit, async {
+            let _paused = self.gate.close().await;
+            let old = self.device();
+            let new = change(Arc::clone(&old)).await?;
+            if new.size() < old.size() {
+                return Err(Error::invalid("the device to go on with is smaller than the one in use")
+                    .with("size", new.size())
+                    .with("in use", old.size()));
+            }
+            *self.device.write().unwrap_or_else(PoisonError::into_inner) = new;
+            Ok(())
+        });
+        match swapped.await {
+            Ok(done) => done.map(|()| began.elapsed()),
+            Err(_) => Err(Error::new(
+                ErrorKind::TimedOut,
+                "the export could not be switched within the time its clients may wait",
+            )
+            .with("export", &self.name)),
+        }
+    }
+
+    /// How many clients are attached.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Acquire)
+    }
+
+    /// Counts a client in, until what comes back is dropped.
+    #[must_use]
+    pub fn attach(self: &Arc<Self>) -> Attached {
+        if self.clients.fetch_add(1, Ordering::AcqRel) == 0
+            && let Some(attendance) = self.attendance().clone()
+        {
+            attendance.attached();
+        }
+        Attached { export: Arc::clone(self) }
+    }
+
+    fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.device.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn attendance(&self) -> MutexGuard<'_, Option<Arc<dyn Attendance>>> {
+        self.attendance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's hold on the device it was given.
+#[derive(Debug)]
+pub struct Entered {
+    device: Arc<dyn BlockDevice>,
+    export: Arc<Export>,
+}
+
+impl Deref for Entered {
+    type Target = dyn BlockDevice;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.device
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.export.gate.leave();
+    }
+}
+
+/// A client that is attached.
+#[derive(Debug)]
+pub struct Attached {
+    export: Arc<Export>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if self.export.clients.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(attendance) = self.export.attendance().clone()
+        {
+            attendance.left();
+        }
+    }
+}
+
+/// Exports by name.
+#[derive(Debug, Default)]
+pub struct Exports(RwLock<BTreeMap<String, Arc<Export>>>);
+
+impl Exports {
+    /// Offers an export.
+    ///
+    /// # Errors
+    /// `Exists` (17) where the name is taken.
+    pub fn add(&self, export: Export) -> Result<Arc<Export>> {
+        let mut exports = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if exports.contains_key(export.name()) {
+            return Err(Error::exists("an export of this name exists").with("export", export.name()));
+        }
+        let export = Arc::new(export);
+        exports.insert(export.name().to_owned(), Arc::clone(&export));
+        Ok(export)
+    }
+
+    /// Offers an export no more. Clients attached to it stay until whoever removes it ends them.
+    pub fn remove(&self, name: &str) -> Option<Arc<Export>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+    }
+
+    /// The export of a name. The empty name means the only one there is, as NBD's default export.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Export>> {
+        let exports = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let only = || (name.is_empty() && exports.len() == 1).then(|| exports.values().next()).flatten();
+        exports.get(name).or_else(only).cloned()
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Export>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
