@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use ferry_core::{Errno, Error};
 use ferry_node::Node;
 use ferry_node::api::{Command, Failure, Request};
+use ferry_node::cancel::Cancel;
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
 
@@ -119,9 +120,9 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let reporter = Reporter::new(program, !parsed.is_set("no-progress"), &command);
     let mut opened = files.open(&command, &reporter)?;
     let env = ferry_node::env::system_env().map_err(configuration_failed)?;
-    let node = Node::new(home, config, env);
+    let node = Node::new(home, env);
     let request = Request { command: *command, overrides, cluster };
-    let result = futures_executor::block_on(node.execute(request, opened.streams(), &reporter));
+    let result = node.execute(&request, opened.streams(), &reporter, &Cancel::new());
     match result {
         Ok(response) => {
             opened.keep();

@@ -7,6 +7,7 @@
 mod command;
 mod events;
 mod failure;
+mod places;
 mod response;
 
 pub use command::{
@@ -15,7 +16,7 @@ pub use command::{
     NamespaceCommand, ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy, SnapCommand, SnapScope,
     TransferCommand, TrashCommand, TrashScope, UsageCommand,
 };
-pub use events::{Events, Outcome, Progress, Streams};
+pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};
 pub use response::{
     BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ImageInfo, ImageStatus, ListedImage,

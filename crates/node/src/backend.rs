@@ -3,18 +3,21 @@
 mod engine;
 mod owner;
 mod rados;
+mod stoppable;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ferry_core::{Env, Result, Store};
+use ferry_core::{Env, Error, Result, Store};
 
 use crate::api::{CheckReport, Cluster, Events};
+use crate::control::Server;
 
 pub use engine::RealStores;
-pub use owner::{OWNER_WAIT_MAX, Owner};
+pub use owner::{OWNER_WAIT_MAX, Owner, Taken};
+pub(crate) use stoppable::Stoppable;
 
 /// What to do where there is no store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,19 @@ pub trait OwnedStore: Send + Sync + fmt::Debug {
     /// Only what keeps the check from going on; damage is in the report.
     fn check(&self) -> Result<CheckReport>;
 
+    /// Where other processes look for the owner of this store; nowhere, if only this process can have it.
+    fn door(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Does a bounded piece of the work that is best done while nobody waits: cleaning, checkpoints. Whether there may be more.
+    ///
+    /// # Errors
+    /// Those of the store; the next command that writes meets them too.
+    fn tend(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Makes everything durable and leaves the store ready for the next owner.
     ///
     /// # Errors
@@ -43,19 +59,42 @@ pub trait OwnedStore: Send + Sync + fmt::Debug {
     fn close(&self) -> Result<()>;
 }
 
+/// What came of asking for a store.
+#[derive(Debug)]
+pub enum Claim {
+    /// This process owns it from now on.
+    Ours(Arc<dyn OwnedStore>),
+    /// Another process owns it, and executes commands for others.
+    Theirs(Served),
+}
+
+/// A process that owns a store and executes commands for others.
+#[derive(Debug)]
+pub struct Served {
+    /// Where to send commands.
+    pub(crate) server: Server,
+    /// The store.
+    pub(crate) dir: PathBuf,
+    /// The process.
+    pub(crate) process: String,
+}
+
+impl Served {
+    /// Why the store cannot be had here, for a command that cannot be sent there.
+    pub(crate) fn busy(&self) -> Error {
+        Error::busy("another process serves the store")
+            .with("store", self.dir.display())
+            .with("process", &self.process)
+    }
+}
+
 /// Knows how to open the stores of a kind.
 pub trait StoreKind: Send + Sync + fmt::Debug {
-    /// Opens the store at `dir` and owns it from now on; tells where it has to wait for that.
+    /// Opens the store at `dir` and owns it from now on, unless its owner serves others; tells where it has to wait for that.
     ///
     /// # Errors
     /// `NotFound` (2) where there is none, `Busy` (16) where another process owns it, `ReadOnly` (30), `Corrupt`.
-    fn open(
-        &self,
-        dir: &Path,
-        env: &Env,
-        missing: IfMissing,
-        events: &dyn Events,
-    ) -> Result<Arc<dyn OwnedStore>>;
+    fn open(&self, dir: &Path, env: &Env, missing: IfMissing, events: &dyn Events) -> Result<Claim>;
 
     /// Connects to a Ceph cluster.
     ///
@@ -64,59 +103,90 @@ pub trait StoreKind: Send + Sync + fmt::Debug {
     fn connect(&self, cluster: &Cluster) -> Result<Arc<dyn OwnedStore>>;
 }
 
-/// The stores a command has opened, each once.
+/// The stores of a process, each once.
 #[derive(Debug)]
 pub(crate) struct Stores {
     kind: Arc<dyn StoreKind>,
     env: Env,
-    open: Mutex<BTreeMap<PathBuf, Arc<dyn OwnedStore>>>,
-    cluster: Mutex<Option<Arc<dyn OwnedStore>>>,
+    open: Mutex<BTreeMap<PathBuf, Slot>>,
+    clusters: Mutex<Vec<(Cluster, Arc<dyn OwnedStore>)>>,
+}
+
+/// A store that is open, or that somebody is opening.
+type Slot = Arc<Mutex<Option<Arc<dyn OwnedStore>>>>;
+
+/// What [`Stores::get`] found.
+#[derive(Debug)]
+pub(crate) enum Got {
+    /// It was open already.
+    Open(Arc<dyn OwnedStore>),
+    /// It was opened.
+    Opened(Arc<dyn OwnedStore>),
+    /// Somebody else has it.
+    Theirs(Served),
 }
 
 impl Stores {
     /// No store yet.
     pub(crate) fn new(kind: Arc<dyn StoreKind>, env: Env) -> Self {
-        Self { kind, env, open: Mutex::default(), cluster: Mutex::default() }
+        Self { kind, env, open: Mutex::default(), clusters: Mutex::default() }
     }
 
     /// The store at `dir`, opened at first use.
-    pub(crate) fn get(
-        &self,
-        dir: &Path,
-        missing: IfMissing,
-        events: &dyn Events,
-    ) -> Result<Arc<dyn OwnedStore>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn get(&self, dir: &Path, missing: IfMissing, events: &dyn Events) -> Result<Got> {
+        if missing == IfMissing::Create {
+            // So that it has one name only from the start.
+            std::fs::create_dir_all(dir).map_err(|e| {
+                Error::io("cannot make the store's directory", e).with("store", dir.display())
+            })?;
+        }
         // The same directory by another name would wait for itself.
         let key = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-        if let Some(store) = open.get(&key) {
-            return Ok(Arc::clone(store));
+        let slot = Arc::clone(self.slots().entry(key).or_default());
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &*slot {
+            return Ok(Got::Open(Arc::clone(store)));
         }
-        let store = self.kind.open(dir, &self.env, missing, events)?;
-        let key = dir.canonicalize().unwrap_or(key);
-        open.insert(key, Arc::clone(&store));
-        Ok(store)
+        match self.kind.open(dir, &self.env, missing, events)? {
+            Claim::Ours(store) => {
+                *slot = Some(Arc::clone(&store));
+                Ok(Got::Opened(store))
+            }
+            Claim::Theirs(served) => Ok(Got::Theirs(served)),
+        }
     }
 
-    /// The cluster, connected to at first use.
+    /// Those that are open now.
+    pub(crate) fn all(&self) -> Vec<Arc<dyn OwnedStore>> {
+        // One that is being opened is not open.
+        let open = |slot: &Slot| slot.try_lock().ok().and_then(|store| store.clone());
+        self.slots().values().filter_map(open).collect()
+    }
+
+    /// A cluster, connected to at first use.
     pub(crate) fn connect(&self, cluster: &Cluster) -> Result<Arc<dyn OwnedStore>> {
-        let mut connected = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = &*connected {
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, store)) = clusters.iter().find(|(known, _)| known.is_same_client(cluster)) {
             return Ok(Arc::clone(store));
         }
         let store = self.kind.connect(cluster)?;
-        *connected = Some(Arc::clone(&store));
+        clusters.push((cluster.clone(), Arc::clone(&store)));
         Ok(store)
     }
 
     /// Closes all of them; the first error, after all were tried.
     pub(crate) fn close(&self) -> Result<()> {
-        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let open = std::mem::take(&mut *self.slots());
+        let clusters = std::mem::take(&mut *self.clusters.lock().unwrap_or_else(PoisonError::into_inner));
+        let open = open.into_values().filter_map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut first = Ok(());
-        for store in open.into_values().chain(cluster) {
+        for store in open.chain(clusters.into_iter().map(|(_, store)| store)) {
             first = first.and(store.close());
         }
         first
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Slot>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,9 +18,12 @@ mod transfer;
 mod trash;
 mod usage;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use ferry_core::{Env, Errno, Error, ErrorKind, Namespace};
+use ferry_core::{Env, Errno, Error, ErrorKind, Namespace, Result, Store};
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::metadata;
@@ -29,8 +32,11 @@ use ferry_image::pool::Pool;
 use crate::api::{
     Cluster, ClusterPools, Command, Done, Events, Failure, ImageBy, ImageRef, Request, Response, Streams,
 };
-use crate::backend::{IfMissing, OwnedStore, RealStores, StoreKind, Stores};
+use crate::backend::{Got, IfMissing, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind};
+use crate::cancel::Cancel;
 use crate::config::{Config, Home};
+use crate::control::{Forwarded, Server};
+use crate::host::{Host, Stay};
 use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
 use opened::{Leftovers, Opened};
@@ -39,7 +45,6 @@ use opened::{Leftovers, Opened};
 #[derive(Debug)]
 pub struct Node {
     home: Home,
-    config: Config,
     env: Env,
     kind: Arc<dyn StoreKind>,
 }
@@ -47,53 +52,178 @@ pub struct Node {
 impl Node {
     /// A node on directories and Ceph clusters.
     #[must_use]
-    pub fn new(home: Home, config: Config, env: Env) -> Self {
-        Self::on(home, config, env, Arc::new(RealStores))
+    pub fn new(home: Home, env: Env) -> Self {
+        Self::on(home, env, Arc::new(RealStores))
     }
 
     /// A node on stores of another kind.
     #[must_use]
-    pub fn on(home: Home, config: Config, env: Env, kind: Arc<dyn StoreKind>) -> Self {
-        Self { home, config, env, kind }
+    pub fn on(home: Home, env: Env, kind: Arc<dyn StoreKind>) -> Self {
+        Self { home, env, kind }
     }
 
-    /// Executes one command. Stores are opened when they are needed and closed before this returns.
+    /// Executes one command, here or in the process that serves the stores it needs. Stores are opened when they are needed and
+    /// closed before this returns; where it takes longer, other processes send their commands here meanwhile. Blocks.
     ///
     /// # Errors
     /// Why the command was not done.
     ///
-    /// # Cancel safety
-    /// Dropping the future leaves what was done so far, as a crash would.
-    pub async fn execute(&self, request: Request, streams: Streams, events: &dyn Events) -> Done<Response> {
-        let settings = Settings::new(&self.config, &request.overrides);
-        let stores = Stores::new(Arc::clone(&self.kind), self.env.clone());
-        let run = Run {
-            node: self,
-            settings,
-            stores,
-            cluster: request.cluster,
-            leftovers: Leftovers::default(),
-            events,
+    /// # Crash safety
+    /// Being killed, or asked to end by `cancel`, leaves what was done so far; running the command again goes on from there.
+    pub fn execute(
+        &self,
+        request: &Request,
+        streams: Streams,
+        events: &dyn Events,
+        cancel: &Cancel,
+    ) -> Done<Response> {
+        let streams = match self.send(request, streams, events, cancel)? {
+            Sent::Answered(response) => return Ok(response),
+            Sent::Nowhere(streams) => streams,
         };
-        let result = Box::pin(run.command(request.command, streams)).await;
-        let ended = run.leftovers.end().await;
-        let closed = ended.and(run.stores.close());
+        let host = Host::new(Arc::clone(&self.kind), self.env.clone(), Stay::Command);
+        let result = host.execute(&self.home, request, streams, events, cancel);
+        let closed = host.end();
         let response = result?;
         closed
             .map_err(failed("the command was done, but the store could not be closed", "rbd: close error"))?;
         Ok(response)
+    }
+
+    /// Sends a command to whoever serves one of the stores it needs, if anybody does.
+    fn send(&self, request: &Request, streams: Streams, events: &dyn Events, cancel: &Cancel) -> Done<Sent> {
+        let dirs = self.dirs(request)?;
+        let began = self.env.clock.elapsed();
+        while let Some(server) = dirs.iter().find_map(|dir| Server::of_store(dir)) {
+            match server.execute(&self.home, request, &streams, events, cancel) {
+                Forwarded::Answered(result) => return result.map(Sent::Answered),
+                // It goes, or does not take commands like this one.
+                Forwarded::NotTaken if self.env.clock.elapsed().saturating_sub(began) < OWNER_WAIT_MAX => {
+                    std::thread::sleep(AGAIN);
+                }
+                Forwarded::NotTaken => break,
+            }
+        }
+        Ok(Sent::Nowhere(streams))
+    }
+
+    /// Directories where the process that serves a command may be found: the home, and the stores the command names.
+    fn dirs(&self, request: &Request) -> Done<Vec<PathBuf>> {
+        let config = load(&self.home)?;
+        let places = request.command.places();
+        let in_cluster = |pool: &String| match &request.cluster {
+            Some(cluster) => cluster.pools == ClusterPools::All || !config.pools.contains_key(pool),
+            None => false,
+        };
+        if !places.pools.is_empty() && places.pools.iter().all(in_cluster) {
+            // The cluster mediates between its clients itself.
+            return Ok(Vec::new());
+        }
+        let mut dirs = vec![self.home.dir().to_path_buf()];
+        dirs.extend(places.default_store.then(|| self.home.default_store()));
+        dirs.extend(places.dirs);
+        dirs.extend(places.pools.iter().filter_map(|pool| self.home.store_of(&config, pool)));
+        Ok(dirs)
+    }
+}
+
+/// How long to wait before looking again for a process that did not take a command.
+pub(crate) const AGAIN: Duration = Duration::from_millis(20);
+
+/// What came of sending a command elsewhere.
+#[derive(Debug)]
+enum Sent {
+    /// It was executed there.
+    Answered(Response),
+    /// Nobody serves the stores it needs; its files come back.
+    Nowhere(Streams),
+}
+
+/// The configuration of a home.
+fn load(home: &Home) -> Done<Config> {
+    home.load().map_err(failed("cannot read the configuration", "rbd: configuration error"))
+}
+
+/// How a run of a command ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It was executed.
+    Here(Done<Response>),
+    /// Nothing was done: another process serves the store.
+    Elsewhere(Served),
+}
+
+/// Executes one command on the stores of `host`.
+pub(crate) fn run(
+    host: &Arc<Host>,
+    home: &Home,
+    request: Request,
+    streams: Streams,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Ended {
+    let config = match load(home) {
+        Ok(config) => config,
+        Err(failure) => return Ended::Here(Err(failure)),
+    };
+    let settings = Settings::new(&config, &request.overrides);
+    let run = Run {
+        home,
+        config,
+        env: &host.env,
+        host,
+        settings,
+        cluster: request.cluster,
+        stores: Mutex::default(),
+        theirs: Mutex::default(),
+        leftovers: Leftovers::default(),
+        events,
+        cancel,
+    };
+    let (result, ended) = futures_executor::block_on(async {
+        let result = Box::pin(run.command(request.command, streams)).await;
+        (result, run.leftovers.end().await)
+    });
+    let is_untouched = run.stores.into_inner().unwrap_or_else(PoisonError::into_inner).is_empty();
+    match run.theirs.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(served) if is_untouched => Ended::Elsewhere(served),
+        _ => Ended::Here(result.and_then(|response| {
+            let close = failed("the command was done, but an image could not be closed", "rbd: close error");
+            ended.map(|()| response).map_err(close)
+        })),
     }
 }
 
 /// One command under way.
 #[derive(Debug)]
 struct Run<'a> {
-    node: &'a Node,
+    home: &'a Home,
+    config: Config,
+    env: &'a Env,
+    host: &'a Arc<Host>,
     settings: Settings,
-    stores: Stores,
     cluster: Option<Cluster>,
+    /// Stores it uses.
+    stores: Mutex<BTreeMap<PathBuf, InUse>>,
+    /// Who has the store it needs.
+    theirs: Mutex<Option<Served>>,
     leftovers: Leftovers,
     events: &'a dyn Events,
+    cancel: &'a Cancel,
+}
+
+/// A store as one command uses it.
+#[derive(Clone, Debug)]
+struct InUse {
+    owned: Arc<dyn OwnedStore>,
+    store: Arc<dyn Store>,
+}
+
+impl InUse {
+    /// The store, until the command is asked to end.
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
 }
 
 /// Turns an error into a failure: `what` for people, `rbd` for what `rbd` writes before the error's number.
@@ -128,13 +258,13 @@ impl Run<'_> {
     }
 
     /// The store of a pool: the cluster where it is meant, else what the home says, else the cluster.
-    fn store_of(&self, pool: &str) -> Done<Arc<dyn OwnedStore>> {
+    fn store_of(&self, pool: &str) -> Done<InUse> {
         let rbd = format!("rbd: error opening pool '{pool}'");
         let cannot = || failed(format!("cannot open pool {pool}"), &rbd);
-        let local = self.node.home.store_of(&self.node.config, pool);
+        let local = self.home.store_of(&self.config, pool);
         match (&self.cluster, local) {
             (Some(cluster), _) if cluster.pools == ClusterPools::All => self.connect(cluster),
-            (_, Some(dir)) => self.stores.get(&dir, IfMissing::Fail, self.events).map_err(cannot()),
+            (_, Some(dir)) => self.store_at(&dir, IfMissing::Fail).map_err(cannot()),
             (Some(cluster), None) => self.connect(cluster),
             (None, None) => {
                 let error = Error::not_found("no pool has this name").with("pool", pool);
@@ -145,24 +275,63 @@ impl Run<'_> {
         }
     }
 
+    /// The store at `dir`, to be used by this command.
+    fn store_at(&self, dir: &Path, missing: IfMissing) -> Result<InUse> {
+        let owned = match self.host.stores.get(dir, missing, self.events)? {
+            Got::Open(store) => store,
+            Got::Opened(store) => {
+                self.host.opened()?;
+                store
+            }
+            Got::Theirs(served) => {
+                let error = served.busy();
+                *self.theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(served);
+                return Err(error);
+            }
+        };
+        Ok(self.use_store(dir.to_path_buf(), owned))
+    }
+
+    /// Counts a store among those this command uses.
+    fn use_store(&self, key: PathBuf, owned: Arc<dyn OwnedStore>) -> InUse {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = stores.entry(key).or_insert_with(|| {
+            let store = Arc::new(Stoppable::new(owned.store(), self.cancel.clone()));
+            InUse { owned, store }
+        });
+        in_use.clone()
+    }
+
     /// Whether a pool is one of the cluster's.
     fn is_in_cluster(&self, pool: &str) -> bool {
-        let is_local = self.node.config.pools.contains_key(pool);
+        let is_local = self.config.pools.contains_key(pool);
         self.cluster.as_ref().is_some_and(|c| c.pools == ClusterPools::All || !is_local)
     }
 
     /// The cluster.
-    fn connect(&self, cluster: &Cluster) -> Done<Arc<dyn OwnedStore>> {
-        self.stores.connect(cluster).map_err(|e| {
+    fn connect(&self, cluster: &Cluster) -> Done<InUse> {
+        let store = self.host.stores.connect(cluster).map_err(|e| {
             Failure::of(&e, "cannot connect to the Ceph cluster", "rbd: couldn't connect to the cluster!")
                 .lines(["rbd: couldn't connect to the cluster!"])
-        })
+        })?;
+        // One command connects to one cluster.
+        Ok(self.use_store(PathBuf::new(), store))
+    }
+
+    /// Has another command executed as part of this one, in a run of its own.
+    fn ask(&self, command: Command) -> Done<Response> {
+        let (cluster, overrides) = (self.cluster.clone(), BTreeMap::new());
+        let request = Request { command, overrides, cluster };
+        let execute = || self.host.execute(self.home, &request, Streams::default(), self.events, self.cancel);
+        // On a thread of its own: one thread runs one command.
+        std::thread::scope(|scope| scope.spawn(execute).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// A pool in its default namespace.
     async fn whole_pool(&self, name: &str) -> Done<Pool> {
         let store = self.store_of(name)?.store();
-        let pool = Pool::open(store, self.node.env.clone(), name, &Namespace::default()).await;
+        let pool = Pool::open(store, self.env.clone(), name, &Namespace::default()).await;
         pool.map_err(failed(format!("cannot open pool {name}"), format!("rbd: error opening pool '{name}'")))
     }
 
@@ -239,13 +408,12 @@ impl Run<'_> {
         let store = match pool {
             Some(pool) => self.store_of(&pool)?,
             None => {
-                let dir = self.node.home.default_store();
-                self.stores
-                    .get(&dir, IfMissing::Fail, self.events)
+                let dir = self.home.default_store();
+                self.store_at(&dir, IfMissing::Fail)
                     .map_err(failed("cannot open the default store", "rbd: check error"))?
             }
         };
-        store.check().map(Response::Check).map_err(failed("cannot check the store", "rbd: check error"))
+        store.owned.check().map(Response::Check).map_err(failed("cannot check the store", "rbd: check error"))
     }
 }
 

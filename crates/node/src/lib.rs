@@ -3,9 +3,12 @@
 
 pub mod api;
 pub mod backend;
+pub mod cancel;
 pub mod config;
+mod control;
 pub mod env;
 mod execute;
+mod host;
 pub mod options;
 pub mod spec;
 

@@ -11,7 +11,8 @@ use ferry_core::testing::{MemStore, TestClock, test_env};
 use ferry_core::{Effect, Env, Namespace, ObjectId, PoolId, Result, Store, WriteOp};
 use ferry_node::Node;
 use ferry_node::api::{CheckReport, Cluster, Events, Request, Streams};
-use ferry_node::backend::{IfMissing, OwnedStore, StoreKind};
+use ferry_node::backend::{Claim, IfMissing, OwnedStore, StoreKind};
+use ferry_node::cancel::Cancel;
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
 
@@ -44,8 +45,8 @@ impl OwnedStore for InMemory {
 struct Golden(Arc<MemStore>);
 
 impl StoreKind for Golden {
-    fn open(&self, _: &Path, _: &Env, _: IfMissing, _: &dyn Events) -> Result<Arc<dyn OwnedStore>> {
-        Ok(Arc::new(InMemory(Arc::clone(&self.0))))
+    fn open(&self, _: &Path, _: &Env, _: IfMissing, _: &dyn Events) -> Result<Claim> {
+        Ok(Claim::Ours(Arc::new(InMemory(Arc::clone(&self.0)))))
     }
 
     fn connect(&self, _: &Cluster) -> Result<Arc<dyn OwnedStore>> {
@@ -102,8 +103,7 @@ fn node(home: &Path) -> Node {
             }
         }
     }
-    let config = home.load().unwrap();
-    Node::on(home, config, env, Arc::new(Golden(store)))
+    Node::on(home, env, Arc::new(Golden(store)))
 }
 
 /// What a command line answers, on stdout.
@@ -116,8 +116,8 @@ fn answer(node: &Node, line: &str) -> String {
     let Plan::Run { command, .. } = plan else { panic!("{line}") };
     let reporter = Reporter::new(Program::Ferry, false, &command);
     let request = Request { command: *command, overrides: parsed.overrides().clone(), cluster: None };
-    let result = node.execute(request, Streams::default(), &reporter);
-    let response = futures_executor::block_on(result).unwrap_or_else(|e| panic!("{line}: {e:?}"));
+    let result = node.execute(&request, Streams::default(), &reporter, &Cancel::new());
+    let response = result.unwrap_or_else(|e| panic!("{line}: {e:?}"));
     let mut out = Vec::new();
     output::write(&mut out, &response, show).unwrap();
     String::from_utf8(out).unwrap()

@@ -20,7 +20,7 @@ pub(crate) struct Reporter {
     /// What is said before the first row of a measurement.
     heading: Mutex<Option<String>>,
     /// The last percentage shown of each step.
-    shown: Mutex<BTreeMap<&'static str, u64>>,
+    shown: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Reporter {
@@ -36,11 +36,11 @@ impl Reporter {
     }
 
     /// The text for a step that is `done` of `total`, if it has moved by a percent.
-    fn step(&self, title: &'static str, done: u64, total: u64) -> Option<String> {
+    fn step(&self, title: &str, done: u64, total: u64) -> Option<String> {
         let percent =
             u64::try_from(u128::from(done) * 100 / u128::from(total.max(1))).unwrap_or(100).min(100);
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = shown.entry(title).or_default();
+        let last = shown.entry(title.to_owned()).or_default();
         if percent <= *last {
             return None;
         }
@@ -49,7 +49,7 @@ impl Reporter {
     }
 
     /// The text for the end of a step.
-    fn end(&self, title: &'static str, outcome: Outcome) -> String {
+    fn end(&self, title: &str, outcome: Outcome) -> String {
         let last =
             self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(title).unwrap_or_default();
         match outcome {
@@ -95,7 +95,7 @@ fn answer(text: &str) {
 }
 
 impl Events for Reporter {
-    fn progress(&self, title: &'static str, done: u64, total: u64) {
+    fn progress(&self, title: &str, done: u64, total: u64) {
         if self.shows_progress
             && let Some(text) = self.step(title, done, total)
         {
@@ -103,7 +103,7 @@ impl Events for Reporter {
         }
     }
 
-    fn finished(&self, title: &'static str, outcome: Outcome) {
+    fn finished(&self, title: &str, outcome: Outcome) {
         let text = self.end(title, outcome);
         if self.shows_progress {
             tell(&text);

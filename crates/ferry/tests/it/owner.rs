@@ -8,10 +8,8 @@ use std::time::Duration;
 use crate::harness::{Home, Name, noise, promised};
 
 #[test]
-fn commands_wait_for_each_other() {
-    promised(
-        "One process at a time owns a store; another waits for it up to 30 seconds and then fails naming it.",
-    );
+fn a_command_beside_a_long_one_is_executed_by_it() {
+    promised("A process that has a store open for longer than a short command takes serves it");
     let home = Home::new();
     let mut first = home
         .command(Name::Ferry)
@@ -22,17 +20,47 @@ fn commands_wait_for_each_other() {
     let mut input = first.stdin.take().unwrap();
     input.write_all(&noise(1, 100_000)).unwrap();
     wait_for_owner(&home, first.id());
-    let mut second =
-        home.command(Name::Ferry).args(["ls"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(second.try_wait().unwrap(), None, "the second command did not wait");
+    assert_eq!(home.ok("ls"), "a\n");
+    home.ok("create b --size 1M");
+    // Files go with the command.
+    fs::write(home.path("disk"), noise(2, 300_000)).unwrap();
+    home.ok("import disk c");
+    home.ok("export c out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), noise(2, 300_000));
+    assert_eq!(home.fails("info nothing").0, 2);
+    assert_eq!(first.try_wait().unwrap(), None, "the first command is over");
     drop(input);
     assert!(first.wait().unwrap().success());
-    let second = second.wait_with_output().unwrap();
-    assert!(second.status.success());
-    assert_eq!(second.stdout, b"a\n");
-    let told = String::from_utf8(second.stderr).unwrap();
-    assert!(told.starts_with(&format!("waiting for process {}, which has ", first.id())), "{told}");
+    assert_eq!(home.ok("ls"), "a\nb\nc\n");
+    assert!(!home.path("home/store/control.sock").exists());
+    home.check();
+}
+
+#[test]
+fn a_command_whose_asker_is_killed_ends() {
+    let home = Home::new();
+    let import = |name: &str| {
+        let mut command = home.command(Name::Ferry);
+        command.args(["import", "-", name, "--no-progress"]).stdin(Stdio::piped()).spawn().unwrap()
+    };
+    let mut owner = import("a");
+    wait_for_owner(&home, owner.id());
+    while !home.path("home/store/control.sock").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut guest = import("b");
+    guest.stdin.as_mut().unwrap().write_all(&noise(1, 9_000_000)).unwrap();
+    while !home.ok("ls").contains("b\n") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    guest.kill().unwrap();
+    drop(guest.stdin.take());
+    guest.wait().unwrap();
+    drop(owner.stdin.take());
+    // It does not wait for the other one for ever.
+    assert!(owner.wait().unwrap().success());
+    assert!(home.ok("ls").starts_with("a\n"));
+    home.check();
 }
 
 /// Waits until the store names its owner.

@@ -31,6 +31,14 @@ pub struct Cluster {
     pub pools: ClusterPools,
 }
 
+impl Cluster {
+    /// Whether one client can be both: everything but which pools are meant is the same.
+    #[must_use]
+    pub fn is_same_client(&self, other: &Self) -> bool {
+        self.conf == other.conf && self.user == other.user && self.settings == other.settings
+    }
+}
+
 /// Which pools are those of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterPools {
@@ -117,6 +125,14 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it goes on until it is stopped.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        false
+    }
+}
+
 /// Pools.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PoolCommand {
@@ -141,6 +157,11 @@ pub enum PoolCommand {
     },
     /// Prepare a pool for images.
     Init {
+        /// Its name.
+        name: String,
+    },
+    /// Tell of one.
+    Describe {
         /// Its name.
         name: String,
     },

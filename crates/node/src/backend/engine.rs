@@ -1,13 +1,13 @@
 //! Stores of the embedded engine: directories.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ferry_core::{Env, Error, ErrorKind, Result, Store};
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
-use super::{IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind, rados};
+use super::{Claim, IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind, Taken, rados};
 use crate::api::{CheckReport, Cluster, Events};
 
 /// Directories as stores of the engine, and Ceph clusters.
@@ -19,22 +19,15 @@ impl StoreKind for RealStores {
         rados::connect(cluster)
     }
 
-    fn open(
-        &self,
-        dir: &Path,
-        env: &Env,
-        missing: IfMissing,
-        events: &dyn Events,
-    ) -> Result<Arc<dyn OwnedStore>> {
-        if missing == IfMissing::Create {
-            std::fs::create_dir_all(dir).map_err(|e| {
-                Error::io("cannot make the store's directory", e).with("store", dir.display())
-            })?;
-        } else if !dir.is_dir() {
+    fn open(&self, dir: &Path, env: &Env, missing: IfMissing, events: &dyn Events) -> Result<Claim> {
+        if !dir.is_dir() {
             return Err(Error::not_found("there is no store").with("store", dir.display()));
         }
         // Before anything is read: the owner before us may still be writing.
-        let owner = Owner::take(dir, OWNER_WAIT_MAX, &|line| events.advise(line))?;
+        let owner = match Owner::take(dir, OWNER_WAIT_MAX, &|line| events.advise(line))? {
+            Taken::Ours(owner) => owner,
+            Taken::Served(served) => return Ok(Claim::Theirs(served)),
+        };
         let opened = FileDisk::open(dir)
             .and_then(|disk| Engine::open(Arc::new(disk), env.clone(), Options::default()));
         let engine = match opened {
@@ -43,7 +36,8 @@ impl StoreKind for RealStores {
             }
             opened => opened.map_err(|e| e.with("store", dir.display()))?,
         };
-        Ok(Arc::new(EngineStore { engine, _owner: owner }))
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+        Ok(Claim::Ours(Arc::new(EngineStore { engine, dir, _owner: owner })))
     }
 }
 
@@ -51,6 +45,7 @@ impl StoreKind for RealStores {
 #[derive(Debug)]
 struct EngineStore {
     engine: Arc<Engine>,
+    dir: PathBuf,
     /// Given up when the last handle goes.
     _owner: Owner,
 }
@@ -77,6 +72,14 @@ impl OwnedStore for EngineStore {
             counts: counts.map(|(name, n)| (name.to_owned(), n)).to_vec(),
             damage,
         })
+    }
+
+    fn door(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+
+    fn tend(&self) -> Result<bool> {
+        self.engine.maintain()
     }
 
     fn close(&self) -> Result<()> {

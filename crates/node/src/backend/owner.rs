@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use ferry_core::{Errno, Error, ErrorKind, Result};
 
+use super::Served;
+use crate::control::Server;
+
 /// Name of the file in the store's directory.
 const OWNER_FILE: &str = "owner";
 
@@ -28,12 +31,22 @@ pub struct Owner {
     file: File,
 }
 
+/// What came of asking for a store.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is ours.
+    Ours(Owner),
+    /// Its owner executes commands for others.
+    Served(Served),
+}
+
 impl Owner {
-    /// Takes the store at `dir`, waiting up to `wait_max` for the owner before us; `tell` hears of a wait that people notice.
+    /// Takes the store at `dir`, waiting up to `wait_max` for the owner before us, unless that one serves others; `tell` hears of a
+    /// wait that people notice.
     ///
     /// # Errors
     /// `Busy` (16) naming the owner, `ReadOnly` (30) or `Denied` (13) where the directory cannot be written.
-    pub fn take(dir: &Path, wait_max: Duration, tell: &dyn Fn(&str)) -> Result<Self> {
+    pub fn take(dir: &Path, wait_max: Duration, tell: &dyn Fn(&str)) -> Result<Taken> {
         let path = dir.join(OWNER_FILE);
         let file = OpenOptions::new()
             .create(true)
@@ -49,6 +62,10 @@ impl Owner {
             match owner.file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if began.elapsed() < wait_max => {
+                    if let Some(server) = Server::of_store(dir) {
+                        let (dir, process) = (dir.to_path_buf(), owner.name());
+                        return Ok(Taken::Served(Served { server, dir, process }));
+                    }
                     if !told && began.elapsed() >= NOTICED {
                         told = true;
                         tell(&format!(
@@ -66,7 +83,7 @@ impl Owner {
             }
         }
         owner.write_name().map_err(|e| cannot_write(dir, e))?;
-        Ok(owner)
+        Ok(Taken::Ours(owner))
     }
 
     /// Says who we are, for those who wait.
@@ -117,27 +134,34 @@ mod tests {
 
     use ferry_core::ErrorKind;
 
-    use super::Owner;
+    use super::{Owner, Taken};
 
     fn silent(_: &str) {}
+
+    fn take(dir: &std::path::Path, wait_max: Duration) -> ferry_core::Result<Owner> {
+        Owner::take(dir, wait_max, &silent).map(|taken| match taken {
+            Taken::Ours(owner) => owner,
+            Taken::Served(served) => panic!("nobody serves here: {served:?}"),
+        })
+    }
 
     #[test]
     fn a_store_has_one_owner_who_is_named_to_others() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
-        let refused = Owner::take(dir.path(), Duration::from_millis(30), &silent).unwrap_err();
+        let first = take(dir.path(), Duration::ZERO).unwrap();
+        let refused = take(dir.path(), Duration::from_millis(30)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Busy);
         assert_eq!(refused.fact("process"), Some(std::process::id().to_string().as_str()));
         drop(first);
-        Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
+        take(dir.path(), Duration::ZERO).unwrap();
     }
 
     #[test]
     fn whoever_waits_gets_the_store_when_the_owner_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Owner::take(dir.path(), Duration::ZERO, &silent).unwrap();
+        let first = take(dir.path(), Duration::ZERO).unwrap();
         std::thread::scope(|s| {
-            let second = s.spawn(|| Owner::take(dir.path(), Duration::from_secs(30), &silent));
+            let second = s.spawn(|| take(dir.path(), Duration::from_secs(30)));
             drop(first);
             second.join().unwrap().unwrap();
         });
@@ -146,7 +170,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_said_to_be_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Owner::take(&dir.path().join("no"), Duration::ZERO, &silent).unwrap_err();
+        let error = take(&dir.path().join("no"), Duration::ZERO).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 }

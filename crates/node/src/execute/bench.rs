@@ -71,7 +71,7 @@ impl Run<'_> {
 
     /// Keeps as many requests in flight as there are slots until all are made.
     async fn drive(&self, device: &ImageDevice, load: &Load) -> ferry_core::Result<BenchResult> {
-        let (clock, rng) = (&self.node.env.clock, &*self.node.env.rng);
+        let (clock, rng) = (&self.env.clock, &*self.env.rng);
         let data = Bytes::from(vec![
             rng.next_u64().to_le_bytes()[0] | 1;
             usize::try_from(load.io_size).unwrap_or(0)

@@ -35,7 +35,7 @@ impl Run<'_> {
 
     /// The global settings, which the home keeps.
     fn global(&self, section: &str, action: ConfigAction) -> Done<Response> {
-        let home = &self.node.home;
+        let home = self.home;
         match action {
             ConfigAction::Set { key, value } => {
                 let what = format!("cannot set {key}");
@@ -59,7 +59,7 @@ impl Run<'_> {
                 Ok(Response::Done)
             }
             ConfigAction::Get { key } => {
-                let value = self.node.config.config.get(section).and_then(|values| values.get(&key));
+                let value = self.config.config.get(section).and_then(|values| values.get(&key));
                 value.cloned().map(Response::Value).ok_or_else(|| not_set(&key))
             }
             ConfigAction::List => {
@@ -67,7 +67,7 @@ impl Run<'_> {
                 for from in ["global", "client", section] {
                     let inherits = from == section || section != "global";
                     for (name, value) in
-                        self.node.config.config.get(from).filter(|_| inherits).into_iter().flatten()
+                        self.config.config.get(from).filter(|_| inherits).into_iter().flatten()
                     {
                         settings.retain(|s| s.name != *name);
                         settings.push(Setting {
@@ -180,7 +180,7 @@ impl Run<'_> {
 
     /// Executes `config-key`. A secret may come from the input, so that it is in no list of processes.
     pub(super) fn config_key_command(&self, action: ConfigAction, streams: Streams) -> Done<Response> {
-        let home = &self.node.home;
+        let home = self.home;
         match action {
             ConfigAction::Set { key, value } => {
                 let cannot =

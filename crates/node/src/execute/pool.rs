@@ -10,7 +10,7 @@ use ferry_image::pool::Pool;
 use ferry_image::trash;
 
 use super::{Run, failed};
-use crate::api::{Done, PoolAccess, PoolCommand, PoolListing, PoolState, PoolStatistics, Response};
+use crate::api::{Command, Done, PoolAccess, PoolCommand, PoolListing, PoolState, PoolStatistics, Response};
 use crate::backend::IfMissing;
 use crate::spec::PoolSpec;
 
@@ -19,7 +19,20 @@ impl Run<'_> {
     pub(super) async fn pool_command(&self, command: PoolCommand) -> Done<Response> {
         match command {
             PoolCommand::Create { name, path } => self.pool_create(&name, path).await?,
-            PoolCommand::List => return Ok(Response::Pools(self.pool_list().await)),
+            PoolCommand::List => return Ok(Response::Pools(self.pool_list())),
+            PoolCommand::Describe { name } => {
+                let pool = self.whole_pool(&name).await?;
+                let (id, state) = (
+                    pool.id().0,
+                    if pool.is_read_only() { PoolState::ReadOnly } else { PoolState::ReadWrite },
+                );
+                return Ok(Response::Pools(vec![PoolListing {
+                    store: self.store_name(&name),
+                    name,
+                    id,
+                    state,
+                }]));
+            }
             PoolCommand::Remove { name } => self.pool_remove(&name).await?,
             PoolCommand::Stats { pool } => return self.pool_stats(&pool).await.map(Response::PoolStatistics),
             PoolCommand::Init { name } => {
@@ -42,13 +55,13 @@ impl Run<'_> {
     async fn pool_create(&self, name: &str, path: Option<PathBuf>) -> Done<()> {
         let rbd = format!("rbd: error creating pool '{name}'");
         let cannot = || failed(format!("cannot make pool {name}"), &rbd);
-        let home = &self.node.home;
+        let home = self.home;
         let dir = path.unwrap_or_else(|| home.default_store());
-        if let Some(there) = home.store_of(&self.node.config, name) {
+        if let Some(there) = home.store_of(&self.config, name) {
             let error = Error::exists("a pool has this name").with("store", there.display());
             return Err(cannot()(error).advise("the pool is untouched; name another"));
         }
-        let store = self.stores.get(&dir, IfMissing::Create, self.events).map_err(cannot())?.store();
+        let store = self.store_at(&dir, IfMissing::Create).map_err(cannot())?.store();
         match store.create_pool(name).await {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::Exists => {
@@ -58,8 +71,7 @@ impl Run<'_> {
             Err(e) => return Err(cannot()(e)),
         }
         let info = store.pool_by_name(name).await.map_err(cannot())?;
-        let pool =
-            Pool { store, info, namespace: ferry_core::Namespace::default(), env: self.node.env.clone() };
+        let pool = Pool { store, info, namespace: ferry_core::Namespace::default(), env: self.env.clone() };
         match pool.init().await {
             Err(e) if e.kind() != ErrorKind::ReadOnly => return Err(cannot()(e)),
             Ok(()) | Err(_) => {}
@@ -71,18 +83,29 @@ impl Run<'_> {
         .map_err(cannot())
     }
 
-    async fn pool_list(&self) -> Vec<PoolListing> {
-        let mut list = Vec::new();
-        for (name, path) in &self.node.config.pools {
-            let (id, state) = match self.whole_pool(name).await {
-                Ok(pool) if pool.is_read_only() => (pool.id().0, PoolState::ReadOnly),
-                Ok(pool) => (pool.id().0, PoolState::ReadWrite),
-                Err(failure) => (-1, PoolState::Unavailable(failure.cause)),
+    /// All pools. Each store may be served by another process, so each pool is asked for by itself.
+    fn pool_list(&self) -> Vec<PoolListing> {
+        let describe = |name: &String| {
+            let command = Command::Pool(PoolCommand::Describe { name: name.clone() });
+            let listing = match self.ask(command) {
+                Ok(Response::Pools(mut pools)) => pools.pop(),
+                Ok(_) => None,
+                Err(failure) => return self.unavailable(name, failure.cause),
             };
-            let store = self.node.home.dir().join(path).display().to_string();
-            list.push(PoolListing { name: name.clone(), id, store, state });
-        }
-        list
+            listing.unwrap_or_else(|| self.unavailable(name, "the store has no such pool".to_owned()))
+        };
+        self.config.pools.keys().map(describe).collect()
+    }
+
+    fn unavailable(&self, name: &str, why: String) -> PoolListing {
+        let (id, store) = (-1, self.store_name(name));
+        PoolListing { name: name.to_owned(), id, store, state: PoolState::Unavailable(why) }
+    }
+
+    /// The directory of a pool's store, for people.
+    fn store_name(&self, pool: &str) -> String {
+        let dir = self.home.store_of(&self.config, pool);
+        dir.map_or_else(String::new, |dir| dir.display().to_string())
     }
 
     async fn pool_remove(&self, name: &str) -> Done<()> {
@@ -111,7 +134,7 @@ impl Run<'_> {
             }
         }
         // Out of the configuration first: a crash in between leaves a pool that `pool create` takes up again.
-        let home = &self.node.home;
+        let home = self.home;
         home.update(|config| Ok(config.pools.remove(name))).map_err(cannot())?;
         pool.store.remove_pool(pool.id()).await.map_err(cannot())?;
         pool.store.flush().await.map_err(cannot())

@@ -33,7 +33,7 @@ impl Run<'_> {
 
     /// Seconds since 1970.
     fn now(&self) -> u64 {
-        u64::from(self.node.env.clock.now().seconds)
+        u64::from(self.env.clock.now().seconds)
     }
 
     async fn trash_move(&self, spec: &ImageSpec, expires_at: Option<u64>) -> Done<()> {
@@ -160,7 +160,7 @@ impl Run<'_> {
             .advise("nothing was removed; --expired-before DATE chooses by age"));
         }
         let before = before.map_or_else(
-            || self.node.env.clock.now(),
+            || self.env.clock.now(),
             |seconds| Timestamp { seconds: u32::try_from(seconds).unwrap_or(u32::MAX), nanoseconds: 0 },
         );
         let step = Progress::start(self.events, "Removing images");

@@ -1,0 +1,205 @@
+//! A process that owns stores: executes commands on them, its own and those of others, and tends them meanwhile.
+//!
+//! ```text
+//!   own command ─┐                       ┌─ stores
+//!                ├─► execute ─► Run ─────┤
+//!   door ────────┘   (Cancel, Events)    └─ or another owner, to whom the command is sent on
+//! ```
+//!
+//! Invariants
+//! - A store stays open while any command may use it: the door is closed and empty before stores are.
+//! - A command is sent to another owner only if nothing was opened for it here.
+
+mod steward;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::Instant;
+
+use ferry_core::{Env, Errno, Result};
+
+use crate::api::{Done, Event, Events, Failure, Hears, Request, Response, Streams};
+use crate::backend::{OWNER_WAIT_MAX, StoreKind, Stores};
+use crate::cancel::Cancel;
+use crate::config::Home;
+use crate::control::{Channel, Door, Forwarded, Tell, VERSION};
+use crate::execute::{self, AGAIN, Ended};
+use steward::Steward;
+
+/// How long a process stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stay {
+    /// As long as its one command takes.
+    Command,
+    /// Until it is stopped.
+    Serving,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) stores: Stores,
+    pub(crate) env: Env,
+    pub(crate) stay: Stay,
+    door: OnceLock<Door>,
+    steward: Mutex<Option<Steward>>,
+}
+
+impl Host {
+    /// A process that owns nothing yet.
+    pub(crate) fn new(kind: Arc<dyn StoreKind>, env: Env, stay: Stay) -> Arc<Self> {
+        let stores = Stores::new(kind, env.clone());
+        Arc::new(Self { stores, env, stay, door: OnceLock::new(), steward: Mutex::default() })
+    }
+
+    /// Executes a command here, or where its store is served.
+    pub(crate) fn execute(
+        self: &Arc<Self>,
+        home: &Home,
+        request: &Request,
+        streams: Streams,
+        events: &dyn Events,
+        cancel: &Cancel,
+    ) -> Done<Response> {
+        let began = Instant::now();
+        let mut streams = streams;
+        loop {
+            let again = streams.try_clone().map_err(|e| Failure {
+                cause: e.to_string(),
+                ..Failure::plain(Errno::EBADF, "cannot use the command's files")
+            })?;
+            let served = match execute::run(self, home, request.clone(), streams, events, cancel) {
+                Ended::Here(result) => return result,
+                Ended::Elsewhere(served) => served,
+            };
+            let served_busy = served.busy();
+            match served.server.execute(home, request, &again, events, cancel) {
+                Forwarded::Answered(result) => return result,
+                Forwarded::NotTaken if began.elapsed() < OWNER_WAIT_MAX && !cancel.is_asked() => {
+                    thread::sleep(AGAIN);
+                }
+                Forwarded::NotTaken => {
+                    return Err(Failure::of(
+                        &served_busy,
+                        "the store cannot be used",
+                        "rbd: error opening pool",
+                    ));
+                }
+            }
+            streams = again;
+        }
+    }
+
+    /// A store was opened: it is tended from now on, and others can come in to it, soon or at once.
+    pub(crate) fn opened(self: &Arc<Self>) -> Result<()> {
+        if self.stay == Stay::Serving || self.door.get().is_some() {
+            self.open_doors()?;
+        }
+        let mut steward = self.steward.lock().unwrap_or_else(PoisonError::into_inner);
+        if steward.is_none() {
+            *steward = Some(Steward::start(Arc::downgrade(self)));
+        }
+        Ok(())
+    }
+
+    /// The way in for others.
+    pub(crate) fn door(self: &Arc<Self>) -> &Door {
+        let host = Arc::downgrade(self);
+        self.door.get_or_init(|| Door::new(move |channel| receive(&host, channel)))
+    }
+
+    /// Lets others in to every store that is open.
+    fn open_doors(self: &Arc<Self>) -> Result<()> {
+        for store in self.stores.all() {
+            if let Some(dir) = store.door() {
+                self.door().open_at(dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets nobody in any more, waits for those inside, and closes the stores.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub(crate) fn end(&self) -> Result<()> {
+        let steward = self.steward.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(steward);
+        if let Some(door) = self.door.get() {
+            door.close();
+        }
+        self.stores.close()
+    }
+}
+
+/// Deals with one who came in.
+fn receive(host: &Weak<Host>, mut channel: Channel) {
+    let Some(host) = host.upgrade() else { return };
+    let us = rustix::process::geteuid().as_raw();
+    if !channel.peer_user().is_ok_and(|user| user == us || user == 0) {
+        return;
+    }
+    // Whoever sends no whole call in time, or nonsense, is not answered: nothing was done.
+    if channel.wait_at_most_patience(true).is_err() {
+        return;
+    }
+    let Ok((call, streams)) = channel.receive_call() else { return };
+    if call.version != VERSION {
+        let text = "the store is served by a ferry of another version";
+        let failure = Failure::plain(Errno::EOPNOTSUPP, text).advise(
+            "nothing was done; use the same version as the process that serves it, or stop that process",
+        );
+        // One who has gone needs no answer.
+        channel.send(&Tell::Failed(Box::new(failure))).ok();
+        return;
+    }
+    if call.request.command.lasts() && host.stay == Stay::Command {
+        return;
+    }
+    if channel.send(&Tell::Accepted).is_err() || channel.wait_at_most_patience(false).is_err() {
+        return;
+    }
+    let cancel = Cancel::new();
+    let (Ok(mut listening), Ok(telling)) = (channel.try_clone(), channel.try_clone()) else { return };
+    let gone = cancel.clone();
+    let listener = thread::spawn(move || {
+        if listening.is_gone() {
+            gone.ask();
+        }
+    });
+    let teller = Teller { channel: Mutex::new(telling), cancel: cancel.clone() };
+    let result = host.execute(&Home::at(call.home), &call.request, streams, &teller, &cancel);
+    let end = match result {
+        Ok(response) => Tell::Done(Box::new(response)),
+        Err(failure) => Tell::Failed(Box::new(failure)),
+    };
+    if let Err(e) = channel.send(&end)
+        && e.kind() == std::io::ErrorKind::Other
+    {
+        let failure =
+            Failure { cause: e.to_string(), ..Failure::plain(Errno::EFBIG, "the result cannot be sent") };
+        channel.send(&Tell::Failed(Box::new(failure))).ok();
+    }
+    channel.hang_up();
+    // It only waits for the other end.
+    listener.join().ok();
+}
+
+/// Tells the asker what happens. One who does not listen any more is not told, and the command is asked to end.
+#[derive(Debug)]
+struct Teller {
+    channel: Mutex<Channel>,
+    cancel: Cancel,
+}
+
+impl Hears for Teller {
+    fn hear(&self, event: Event) {
+        if self.cancel.is_asked() {
+            return;
+        }
+        let sent = self.channel.lock().unwrap_or_else(PoisonError::into_inner).send(&Tell::Event(event));
+        if sent.is_err() {
+            self.cancel.ask();
+        }
+    }
+}
