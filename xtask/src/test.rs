@@ -44,6 +44,13 @@ fn tests() -> io::Result<Vec<Done>> {
         plain.args(["--", "--show-output"]);
         done.push(step::run("tests", &mut plain, Shown::Verdicts)?);
     }
+    // The same commands once more, executed by a node: they must come out the same.
+    let mut served = prepared(&["test", "--package", "ferry", "--test", "it", "--", "--show-output"]);
+    served.env("FERRY_TEST_SERVED", "1");
+    for of_their_own in ["ceph::", "owner::", "served::", "tidy::"] {
+        served.args(["--skip", of_their_own]);
+    }
+    done.push(step::run("tests with a node", &mut served, Shown::Verdicts)?);
     done.push(step::run("doc tests", &mut cargo(&["test", "--workspace", "--doc"]), Shown::Verdicts)?);
     Ok(done)
 }

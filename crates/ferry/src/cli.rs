@@ -10,12 +10,15 @@ mod files;
 mod golden;
 mod help;
 mod image;
+mod job;
 mod meta;
 mod namespace;
 mod output;
 mod pool;
 mod progress;
 mod report;
+mod serve;
+mod signals;
 mod snap;
 mod spec;
 mod transfer;
@@ -31,6 +34,7 @@ use ferry_node::api::{Command, Failure, Request};
 use ferry_node::cancel::Cancel;
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
+use ferry_node::serve::ServeOptions;
 
 use args::{Asked, Context, Usage, Verb};
 use files::Files;
@@ -42,9 +46,11 @@ const VERBS: &[&[Verb]] = &[
     clone::VERBS,
     feature::VERBS,
     image::VERBS,
+    job::VERBS,
     meta::VERBS,
     namespace::VERBS,
     pool::VERBS,
+    serve::VERBS,
     snap::VERBS,
     transfer::VERBS,
     trash::VERBS,
@@ -55,6 +61,8 @@ const VERBS: &[&[Verb]] = &[
 pub(crate) enum Plan {
     /// Say which program this is.
     Version,
+    /// Be the node of the home.
+    Serve(ServeOptions),
     /// Execute a command on files.
     Run {
         /// The command.
@@ -114,15 +122,21 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let cluster = cluster::of(program, &parsed)?;
     let show = Show::of(&parsed)?;
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings })?;
-    let Plan::Run { command, files } = plan else {
-        return Ok(print(&version(program))?);
+    let (command, files) = match plan {
+        Plan::Version => return Ok(print(&version(program))?),
+        Plan::Serve(options) => return be_the_node(&home, &options),
+        Plan::Run { command, files } => (command, files),
     };
     let reporter = Reporter::new(program, !parsed.is_set("no-progress"), &command);
     let mut opened = files.open(&command, &reporter)?;
     let env = ferry_node::env::system_env().map_err(configuration_failed)?;
     let node = Node::new(home, env);
     let request = Request { command: *command, overrides, cluster };
-    let result = node.execute(&request, opened.streams(), &reporter, &Cancel::new());
+    let cancel = Cancel::new();
+    if request.command.lasts() {
+        signals::ask_at_signals(&cancel)?;
+    }
+    let result = node.execute(&request, opened.streams(), &reporter, &cancel);
     match result {
         Ok(response) => {
             opened.keep();
@@ -133,6 +147,24 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
         }
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// Serves the home until a signal comes.
+fn be_the_node(home: &Home, options: &ServeOptions) -> Result<(), exit::End> {
+    let level = std::env::var("FERRY_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(tracing_subscriber::filter::LevelFilter::INFO))
+        .with_writer(io::stderr)
+        .with_ansi(stderr_is_terminal())
+        .init();
+    let cancel = Cancel::new();
+    signals::ask_at_signals(&cancel)?;
+    let env = ferry_node::env::system_env().map_err(configuration_failed)?;
+    let ready = || {
+        // Whoever waits for this line reads it; if nobody does, the node serves all the same.
+        print(&format!("ferry serves {}\n", home.dir().display())).ok();
+    };
+    Ok(ferry_node::serve::serve(home, env, options, &cancel, ready)?)
 }
 
 /// Writes a text to stdout.

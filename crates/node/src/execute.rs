@@ -7,6 +7,7 @@ mod describe;
 mod feature;
 mod files;
 mod image;
+mod job;
 mod layout;
 mod lock;
 mod meta;
@@ -254,6 +255,7 @@ impl Run<'_> {
             Command::Lock { image, action } => Box::pin(self.lock_command(&image, action)).await,
             Command::Bench { .. } => Box::pin(self.bench(command)).await,
             Command::Check { pool } => self.check(pool),
+            Command::Job(command) => self.job_command(command),
         }
     }
 

@@ -12,7 +12,8 @@
 
 mod steward;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -24,6 +25,7 @@ use crate::cancel::Cancel;
 use crate::config::Home;
 use crate::control::{Channel, Door, Forwarded, Tell, VERSION};
 use crate::execute::{self, AGAIN, Ended};
+use crate::jobs::Jobs;
 use steward::Steward;
 
 /// How long a process stays.
@@ -43,13 +45,31 @@ pub(crate) struct Host {
     pub(crate) stay: Stay,
     door: OnceLock<Door>,
     steward: Mutex<Option<Steward>>,
+    jobs: OnceLock<Arc<Jobs>>,
+    calls: Mutex<Calls>,
+}
+
+/// Commands of others under way, by number.
+#[derive(Debug, Default)]
+struct Calls {
+    last: u64,
+    under_way: BTreeMap<u64, Cancel>,
+    is_stopping: bool,
 }
 
 impl Host {
     /// A process that owns nothing yet.
     pub(crate) fn new(kind: Arc<dyn StoreKind>, env: Env, stay: Stay) -> Arc<Self> {
         let stores = Stores::new(kind, env.clone());
-        Arc::new(Self { stores, env, stay, door: OnceLock::new(), steward: Mutex::default() })
+        Arc::new(Self {
+            stores,
+            env,
+            stay,
+            door: OnceLock::new(),
+            steward: Mutex::default(),
+            jobs: OnceLock::new(),
+            calls: Mutex::default(),
+        })
     }
 
     /// Executes a command here, or where its store is served.
@@ -88,6 +108,57 @@ impl Host {
             }
             streams = again;
         }
+    }
+
+    /// Long operations are kept in `jobs` from now on.
+    pub(crate) fn keep_jobs(&self, jobs: Arc<Jobs>) {
+        // A node has one set of them.
+        self.jobs.set(jobs).ok();
+    }
+
+    /// The jobs of a node; none in other processes.
+    pub(crate) fn jobs(&self) -> Option<&Arc<Jobs>> {
+        self.jobs.get()
+    }
+
+    /// Asks the commands of others to end, those that come later too.
+    pub(crate) fn stop_calls(&self) {
+        let mut calls = self.calls();
+        calls.is_stopping = true;
+        // Asked without the lock: what they do then may need it.
+        let under_way: Vec<Cancel> = calls.under_way.values().cloned().collect();
+        drop(calls);
+        under_way.iter().for_each(Cancel::ask);
+    }
+
+    /// Executes the command of another process.
+    fn call(
+        self: &Arc<Self>,
+        home: &Home,
+        request: &Request,
+        streams: Streams,
+        teller: &Teller,
+    ) -> Done<Response> {
+        let number = {
+            let mut calls = self.calls();
+            calls.last += 1;
+            let number = calls.last;
+            calls.under_way.insert(number, teller.cancel.clone());
+            if calls.is_stopping {
+                teller.cancel.ask();
+            }
+            number
+        };
+        let result = match self.jobs() {
+            Some(jobs) if request.command.is_job() => jobs.execute(home, request, teller, &teller.cancel),
+            Some(_) | None => self.execute(home, request, streams, teller, &teller.cancel),
+        };
+        self.calls().under_way.remove(&number);
+        result
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A store was opened: it is tended from now on, and others can come in to it, soon or at once.
@@ -168,7 +239,7 @@ fn receive(host: &Weak<Host>, mut channel: Channel) {
         }
     });
     let teller = Teller { channel: Mutex::new(telling), cancel: cancel.clone() };
-    let result = host.execute(&Home::at(call.home), &call.request, streams, &teller, &cancel);
+    let result = host.call(&Home::at(call.home), &call.request, streams, &teller);
     let end = match result {
         Ok(response) => Tell::Done(Box::new(response)),
         Err(failure) => Tell::Failed(Box::new(failure)),

@@ -9,7 +9,9 @@ mod control;
 pub mod env;
 mod execute;
 mod host;
+mod jobs;
 pub mod options;
+pub mod serve;
 pub mod spec;
 
 pub use execute::Node;

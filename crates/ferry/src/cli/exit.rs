@@ -74,6 +74,7 @@ pub(crate) fn after(response: &Response) -> Option<End> {
         | Response::Namespaces(_)
         | Response::Diff(_)
         | Response::Locks(_)
+        | Response::Jobs(_)
         | Response::Bench(_) => None,
     }
 }

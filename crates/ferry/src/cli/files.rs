@@ -78,7 +78,8 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::ObjectMap { .. }
         | Command::Lock { .. }
         | Command::Bench { .. }
-        | Command::Check { .. } => ("rbd: open error", None),
+        | Command::Check { .. }
+        | Command::Job(_) => ("rbd: open error", None),
     }
 }
 

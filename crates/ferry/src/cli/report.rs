@@ -1,6 +1,7 @@
 //! What each result looks like: a text for people and a tree for programs, side by side.
 
 mod image;
+mod job;
 mod meta;
 mod pool;
 mod snap;
@@ -9,6 +10,7 @@ pub(crate) use image::{
     children, children_tree, diff, diff_tree, images, images_tree, info, info_tree, locks, locks_tree,
     status, status_tree, usage, usage_tree,
 };
+pub(crate) use job::{jobs, jobs_tree};
 pub(crate) use meta::{meta, meta_tree, settings, settings_tree};
 pub(crate) use pool::{
     bench, bench_row, check, check_tree, namespaces, namespaces_tree, pools, pools_tree, statistics,

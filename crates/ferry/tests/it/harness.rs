@@ -1,9 +1,11 @@
 //! A home of its own for each test, and the program run in it.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -24,6 +26,38 @@ pub(crate) enum Name {
 #[derive(Debug)]
 pub(crate) struct Home {
     dir: TempDir,
+    node: Mutex<Option<Node>>,
+}
+
+/// A node that serves the home.
+#[derive(Debug)]
+pub(crate) struct Node(Child);
+
+impl Node {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Ends it as a power cut of the process would.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Stops it in good order; how it ended.
+    pub(crate) fn stop(mut self) -> i32 {
+        Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
+        self.0.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have been ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// What a run gave.
@@ -41,14 +75,38 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("rbd")).unwrap();
         symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("ferry")).unwrap();
-        Self { dir }
+        Self { dir, node: Mutex::default() }
     }
 
-    /// A home with the pool `rbd`.
+    /// A home with the pool `rbd`. With `FERRY_TEST_SERVED=1` in the environment a node serves it: every test must come out
+    /// the same.
     pub(crate) fn new() -> Self {
         let home = Self::empty();
         home.ok("pool create rbd");
+        if std::env::var("FERRY_TEST_SERVED").is_ok_and(|v| v == "1") {
+            *home.node.lock().unwrap() = Some(home.serve());
+        }
         home
+    }
+
+    /// Starts a node on the home and waits until it is ready.
+    pub(crate) fn serve(&self) -> Node {
+        let mut child = self
+            .command(Name::Ferry)
+            .arg("serve")
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(self.path("node.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ferry serves "), "{line}{}", self.log());
+        Node(child)
+    }
+
+    /// What the last node logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("node.log")).unwrap()
     }
 
     /// Where commands run.

@@ -9,6 +9,7 @@ mod harness;
 mod images;
 mod owner;
 mod quick_start;
+mod served;
 mod settings;
 mod snapshots;
 mod tidy;

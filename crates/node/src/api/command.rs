@@ -123,6 +123,25 @@ pub enum Command {
         /// A pool of the store; the default store where none is named.
         pool: Option<String>,
     },
+    /// Long operations of a node.
+    Job(JobCommand),
+}
+
+/// Long operations of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobCommand {
+    /// List them.
+    List,
+    /// Show what one does until it ends.
+    Attach {
+        /// Its number.
+        id: u64,
+    },
+    /// Ask one to end.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
 }
 
 impl Command {

@@ -67,7 +67,9 @@ impl Command {
             | Self::Lock { image: spec, .. }
             | Self::Bench { image: spec, .. } => image(spec),
             Self::Config { level: ConfigLevel::Pool(pool), .. } => Places::default().pool(pool),
-            Self::Config { level: ConfigLevel::Global(_), .. } | Self::ConfigKey(_) => Places::default(),
+            Self::Config { level: ConfigLevel::Global(_), .. } | Self::ConfigKey(_) | Self::Job(_) => {
+                Places::default()
+            }
             Self::Namespace(NamespaceCommand::Create(pool) | NamespaceCommand::Remove(pool)) => {
                 Places::default().pool(&pool.pool)
             }

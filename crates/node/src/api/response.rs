@@ -69,6 +69,36 @@ pub enum Response {
     Bench(BenchResult),
     /// A scrub.
     Check(CheckReport),
+    /// Jobs.
+    Jobs(Vec<JobLine>),
+}
+
+/// A long operation of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLine {
+    /// Its number.
+    pub id: u64,
+    /// What it does: `flatten rbd/a`.
+    pub command: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// How far its step is.
+    pub percent: Option<u8>,
+    /// When it began. Seconds since 1970.
+    pub started: u64,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobState {
+    /// It runs.
+    Running,
+    /// It ended well.
+    Done,
+    /// It failed, and why.
+    Failed(String),
+    /// It was asked to end.
+    Cancelled,
 }
 
 /// A pool.

@@ -1,0 +1,166 @@
+//! The node: commands executed by it, jobs that outlive their asker and the node, stopping.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Home, Name, noise, promised};
+
+/// Waits until `done` is true.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what} does not happen");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A home whose clone `child` shows `objects` objects of its parent.
+fn with_clone(objects: usize) -> Home {
+    let home = Home::new();
+    fs::write(home.path("disk"), noise(3, objects << 12)).unwrap();
+    home.ok("import disk parent --object-size 4K");
+    home.ok("snap create parent@s");
+    home.ok("snap protect parent@s");
+    home.ok("clone parent@s child");
+    home
+}
+
+#[test]
+fn a_node_executes_the_commands_of_others() {
+    let home = Home::new();
+    let node = home.serve();
+    let data = noise(1, 2_000_000);
+    fs::write(home.path("disk"), &data).unwrap();
+    home.ok("import disk a");
+    home.ok("snap create a@s");
+    home.ok("export a@s out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), data);
+    home.ok("pool create other --path far");
+    assert_eq!(home.ok("pool ls").lines().count(), 3);
+    assert_eq!(home.ok("ls other"), "");
+    assert_eq!(home.rbd_fails("info none").0, 2);
+    assert!(home.ok("check").contains("no damage"));
+    let owner = fs::read_to_string(home.path("home/store/owner")).unwrap();
+    assert_eq!(owner.trim(), node.pid().to_string());
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    assert!(!home.path("home/control.sock").exists());
+    assert_eq!(home.ok("ls"), "a\n");
+}
+
+#[test]
+fn a_home_has_one_node() {
+    let home = Home::new();
+    let node = home.serve();
+    let (code, err) = home.fails("serve");
+    assert_eq!(code, 16);
+    assert!(err.contains(&format!("node {}", node.pid())), "{err}");
+}
+
+#[test]
+fn a_job_goes_on_when_its_asker_goes_and_can_be_joined() {
+    promised("Jobs of a node");
+    let home = with_clone(6_000);
+    let node = home.serve();
+    let mut asker = home.command(Name::Ferry).args(["flatten", "child", "--no-progress"]).spawn().unwrap();
+    until("the job", || home.ok("job ls").contains("flatten rbd/child"));
+    asker.kill().unwrap();
+    asker.wait().unwrap();
+    let jobs = home.ok("job ls --format json");
+    assert!(jobs.contains("\"state\":\"running\""), "{jobs}");
+    // Asking again joins the one there is.
+    home.ok("flatten child");
+    let jobs = home.ok("job ls");
+    assert_eq!(jobs.matches("flatten").count(), 1, "{jobs}");
+    assert!(jobs.contains("done"), "{jobs}");
+    assert!(!home.ok("info child").contains("parent:"));
+    assert_eq!(fs::read_dir(home.path("home/jobs")).unwrap().count(), 0);
+    home.ok("job attach 1");
+    assert_eq!(home.fails("job attach 2").0, 2);
+    assert_eq!(node.stop(), 0);
+}
+
+#[test]
+fn a_job_goes_on_with_the_next_node() {
+    for killed in [true, false] {
+        let home = with_clone(6_000);
+        let node = home.serve();
+        let mut asker =
+            home.command(Name::Ferry).args(["flatten", "child", "--no-progress"]).spawn().unwrap();
+        until("the job", || home.ok("job ls").contains("running"));
+        if killed {
+            node.kill();
+        } else {
+            assert_eq!(node.stop(), 0, "{}", home.log());
+        }
+        assert!(!asker.wait().unwrap().success());
+        assert_eq!(fs::read_dir(home.path("home/jobs")).unwrap().count(), 1);
+        assert!(home.ok("info child").contains("parent:"), "it was over before the node was stopped");
+        let _node = home.serve();
+        assert!(home.log().contains("job resumed"), "{}", home.log());
+        until("the end of the job", || home.ok("job ls").contains("done"));
+        assert!(!home.ok("info child").contains("parent:"));
+        home.ok("export child out");
+        assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+        home.check();
+    }
+}
+
+#[test]
+fn a_job_can_be_cancelled_and_done_again() {
+    let home = with_clone(6_000);
+    let _node = home.serve();
+    let asker = home
+        .command(Name::Ferry)
+        .args(["flatten", "child", "--no-progress"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the job", || home.ok("job ls").contains("running"));
+    home.ok("job cancel 1");
+    let ended = asker.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(4), "{ended:?}");
+    assert!(home.ok("job ls").contains("cancelled"));
+    assert_eq!(home.fails("job cancel 1").0, 22);
+    assert!(home.ok("info child").contains("parent:"));
+    home.ok("flatten child");
+    home.ok("export child out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+}
+
+#[test]
+fn a_command_that_reads_its_input_ends_with_the_node() {
+    let home = Home::new();
+    let node = home.serve();
+    let mut import = home
+        .command(Name::Ferry)
+        .args(["import", "-", "a", "--no-progress"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = import.stdin.take().unwrap();
+    input.write_all(&noise(1, 9_000_000)).unwrap();
+    until("the image", || home.ok("ls") == "a\n");
+    let feeding = thread::spawn(move || {
+        while input.write_all(&[7; 65536]).is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    let ended = import.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(4), "{ended:?}");
+    feeding.join().unwrap();
+    home.check();
+}
+
+#[test]
+fn without_a_node_there_are_no_jobs() {
+    let home = Home::new();
+    assert_eq!(home.ok("job ls"), "");
+    let (code, err) = home.fails("job cancel 1");
+    assert_eq!(code, 2);
+    assert!(err.contains("ferry serve"), "{err}");
+}

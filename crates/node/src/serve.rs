@@ -1,0 +1,136 @@
+//! The node: owns the stores of a home, executes commands on them for everybody, and keeps their jobs.
+//!
+//! ```text
+//!   lock the home ─► open its stores ─► open the doors ─► resume jobs ─► ready
+//!        ▲                                                                 │ SIGTERM, SIGINT
+//!        └── give all free ◄─ close stores ◄─ doors closed ◄─ stop jobs ◄──┘
+//! ```
+
+mod service;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_core::{Env, Errno, Error};
+
+use crate::api::{Done, Events, Failure, Outcome};
+use crate::backend::{Got, IfMissing, Owner, RealStores, Taken};
+use crate::cancel::Cancel;
+use crate::config::Home;
+use crate::host::{Host, Stay};
+use crate::jobs::Jobs;
+
+/// Name of the directory of jobs in the home.
+const JOBS_DIR: &str = "jobs";
+
+/// What a node does besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeOptions {}
+
+/// Serves a home until `cancel` is asked for; calls `ready` once commands are taken. Blocks.
+///
+/// # Errors
+/// `Busy` (16) where another node serves the home; `Invalid` for a configuration that is none; those of stores, which are not
+/// opened then: whoever needs one hears why.
+///
+/// # Crash safety
+/// Stores are as after any crash; jobs are taken up by the next node.
+pub fn serve(
+    home: &Home,
+    env: Env,
+    _options: &ServeOptions,
+    cancel: &Cancel,
+    ready: impl FnOnce(),
+) -> Done<()> {
+    let owner = own(home)?;
+    let host = Host::new(Arc::new(RealStores), env, Stay::Serving);
+    let jobs = Jobs::new(&host, home.dir().join(JOBS_DIR));
+    host.keep_jobs(Arc::clone(&jobs));
+    open_stores(&host, home)?;
+    let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
+    host.door().open_at(home.dir()).map_err(cannot)?;
+    let resumed = jobs.resume().map_err(cannot)?;
+    tracing::info!(home = %home.dir().display(), jobs = resumed, "node ready");
+    service::ready();
+    ready();
+    futures_executor::block_on(cancel.asked());
+    service::stopping();
+    tracing::info!("node stops");
+    jobs.stop();
+    host.stop_calls();
+    jobs.wait();
+    let ended = host.end();
+    drop(owner);
+    ended.map_err(|e| Failure::of(&e, "a store could not be closed", "rbd: close error"))?;
+    tracing::info!("node stopped");
+    Ok(())
+}
+
+/// Takes the home, so that it has one node.
+fn own(home: &Home) -> Done<Owner> {
+    let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
+    std::fs::create_dir_all(home.dir()).map_err(|e| {
+        cannot(Error::io("cannot make the home directory", e).with("directory", home.dir().display()))
+    })?;
+    let taken = Owner::take(home.dir(), Duration::ZERO, &|_| {}).map_err(|e| {
+        if e.errno() == Errno::EBUSY {
+            cannot(another(home, e.fact("process").unwrap_or("unknown")))
+        } else {
+            cannot(e)
+        }
+    })?;
+    match taken {
+        Taken::Ours(owner) => Ok(owner),
+        Taken::Served(served) => Err(cannot(another(home, &served.process))),
+    }
+}
+
+/// Somebody serves the home already.
+fn another(home: &Home, process: &str) -> Error {
+    Error::busy("a node serves this home already").with("home", home.dir().display()).with("node", process)
+}
+
+/// Opens the stores that the configuration names. One that cannot be opened does not keep the others from being served.
+fn open_stores(host: &Arc<Host>, home: &Home) -> Done<()> {
+    let config = home.load();
+    let config = config.map_err(|e| Failure::of(&e, "the node cannot start", "rbd: configuration error"))?;
+    let mut dirs: Vec<_> = config.pools.keys().filter_map(|pool| home.store_of(&config, pool)).collect();
+    dirs.sort();
+    dirs.dedup();
+    for dir in dirs {
+        if let Err(e) = open_store(host, &dir) {
+            tracing::error!(store = %dir.display(), error = %e.chain(), "store cannot be opened");
+        }
+    }
+    Ok(())
+}
+
+fn open_store(host: &Arc<Host>, dir: &Path) -> ferry_core::Result<()> {
+    match host.stores.get(dir, IfMissing::Fail, &Logged)? {
+        Got::Opened(_) => host.opened()?,
+        Got::Open(_) => {}
+        Got::Theirs(served) => return Err(served.busy()),
+    }
+    tracing::info!(store = %dir.display(), "store opened");
+    Ok(())
+}
+
+/// What happens goes to the log.
+#[derive(Debug)]
+struct Logged;
+
+impl Events for Logged {
+    fn progress(&self, _: &str, _: u64, _: u64) {}
+    fn finished(&self, _: &str, _: Outcome) {}
+    fn note(&self, line: &str) {
+        tracing::info!(line, "note");
+    }
+    fn advise(&self, line: &str) {
+        tracing::info!(line, "note");
+    }
+    fn say(&self, line: &str) {
+        tracing::info!(line, "said");
+    }
+    fn measured(&self, _: &crate::api::BenchRow) {}
+}
