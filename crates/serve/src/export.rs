@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use ferry_core::{BlockDevice, Error, ErrorKind, Result};
 
 use self::gate::Gate;
+use crate::context::MetaContext;
+use crate::traffic::Traffic;
 
 /// Hears when an export gets its first client and loses its last one.
 pub trait Attendance: Send + Sync + std::fmt::Debug {
@@ -36,6 +38,8 @@ pub struct Export {
     device: RwLock<Arc<dyn BlockDevice>>,
     clients: AtomicUsize,
     attendance: Mutex<Option<Arc<dyn Attendance>>>,
+    contexts: Vec<Arc<dyn MetaContext>>,
+    traffic: Traffic,
 }
 
 impl Export {
@@ -55,7 +59,28 @@ impl Export {
             device: RwLock::new(device),
             clients: AtomicUsize::new(0),
             attendance: Mutex::new(None),
+            contexts: Vec::new(),
+            traffic: Traffic::default(),
         }
+    }
+
+    /// Lets clients ask `contexts` too.
+    #[must_use]
+    pub fn answering(mut self, contexts: Vec<Arc<dyn MetaContext>>) -> Self {
+        self.contexts = contexts;
+        self
+    }
+
+    /// What it answers beside what is allocated.
+    #[must_use]
+    pub fn contexts(&self) -> &[Arc<dyn MetaContext>] {
+        &self.contexts
+    }
+
+    /// What went through it.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Tells `attendance` of clients from now on.

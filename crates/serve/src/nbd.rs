@@ -1,0 +1,13 @@
+//! Exports served over NBD. What of the protocol, and how: `docs/protocol/nbd.md`.
+
+mod budget;
+mod client;
+mod connection;
+mod errno;
+mod handshake;
+pub mod limits;
+mod server;
+mod wire;
+
+pub use client::{ClientInfo, Peer};
+pub use server::{Listener, Options, Plain, Refusals, Security, Server};

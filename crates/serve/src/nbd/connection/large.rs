@@ -1,0 +1,245 @@
+//! Requests that are served in pieces, as memory allows.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{BufMut, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::reply::{Failure, Part};
+use super::work::{Answer, Coming, Done, Owner, Work, elsewhere};
+use super::{Blocked, Connection, Round, Stage};
+use crate::nbd::budget::Lease;
+use crate::nbd::limits::{PIECE_MAX, PIECE_MIN, PIECES_UNDER_WAY_MAX};
+use crate::nbd::wire::{Request, WireError, command_flag};
+
+/// Pieces from this size on are written by another thread, while the next one arrives. Bytes.
+const ELSEWHERE_MIN: usize = 256 << 10;
+
+/// The large write whose payload arrives.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    /// Its number among the large writes.
+    id: u64,
+    /// Where the next piece goes.
+    offset: u64,
+    /// Payload that did not arrive yet, beyond the piece. Bytes.
+    left: usize,
+    piece: Option<Piece>,
+}
+
+/// A piece that arrives.
+#[derive(Debug)]
+struct Piece {
+    bytes: BytesMut,
+    size: usize,
+    lease: Option<Lease>,
+}
+
+/// A large write of which pieces arrive or are being written.
+#[derive(Debug)]
+pub(super) struct LargeWrite {
+    request: Request,
+    began: Instant,
+    under_way: usize,
+    is_received: bool,
+    failure: Option<Failure>,
+}
+
+/// The large read that is being answered.
+#[derive(Debug)]
+pub(super) struct LargeRead {
+    request: Request,
+    began: Instant,
+    /// What is not read yet. Bytes.
+    left: u64,
+    /// Whether the client was promised all of it in one.
+    is_promised: bool,
+    is_under_way: bool,
+}
+
+impl Receiving {
+    /// Reads what is there of the piece.
+    pub(super) fn poll_fill<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let Some(piece) = &mut self.piece else { return Poll::Pending };
+        let room = piece.size - piece.bytes.len();
+        let mut buffer = (&mut piece.bytes).limit(room);
+        pin!(stream.read_buf(&mut buffer)).poll(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Starts to receive a write that is too large to be received whole.
+    pub(super) fn receive(&mut self, request: Request) {
+        let id = self.large_writes_ever;
+        self.large_writes_ever += 1;
+        let began = self.now;
+        let state = LargeWrite { request, began, under_way: 0, is_received: false, failure: None };
+        self.large_writes.insert(id, state);
+        let left = usize::try_from(request.length).expect("a payload fits memory");
+        self.stage = Stage::Receiving(Receiving { id, offset: request.offset, left, piece: None });
+    }
+
+    /// Starts to answer a read that is too large to be answered whole.
+    pub(super) fn read_in_pieces(&mut self, request: Request) {
+        let left = u64::from(request.length);
+        self.stage = Stage::Reading(LargeRead {
+            request,
+            began: self.now,
+            left,
+            is_promised: false,
+            is_under_way: false,
+        });
+    }
+
+    /// Goes on with the payload that arrives, as far as it is here.
+    pub(super) fn step_receiving(&mut self, round: &Round, cx: &mut Context<'_>) -> Option<Blocked> {
+        let Stage::Receiving(receiving) = &mut self.stage else { return None };
+        let write = self.large_writes.get_mut(&receiving.id).expect("it lives until it is received");
+        if receiving.piece.is_none() {
+            if receiving.left == 0 {
+                write.is_received = true;
+                let id = receiving.id;
+                self.stage = Stage::Head;
+                self.finish_write(id);
+                return None;
+            }
+            if write.under_way >= PIECES_UNDER_WAY_MAX {
+                return Some(Blocked::Room);
+            }
+            let want = receiving.left.min(PIECE_MAX);
+            let lease = self.shared.budget.take(want.min(PIECE_MIN), want);
+            let size = lease.as_ref().map_or(want.min(PIECE_MIN), Lease::bytes);
+            let mut bytes = BytesMut::with_capacity(size);
+            self.input.move_to(&mut bytes, size);
+            receiving.left -= size;
+            receiving.piece = Some(Piece { bytes, size, lease });
+        }
+        let piece = receiving.piece.take_if(|p| p.bytes.len() == p.size);
+        let Some(Piece { bytes, size, lease }) = piece else { return Some(Blocked::Input) };
+        let (offset, id) = (receiving.offset, receiving.id);
+        receiving.offset += u64::try_from(size).expect("a piece is small");
+        if write.failure.is_some() {
+            // Nobody will hear of the rest.
+            return None;
+        }
+        write.under_way += 1;
+        let data = bytes.freeze();
+        let coming = if size >= ELSEWHERE_MIN {
+            elsewhere(&round.device, move |device| Answer::Unit(device.write(offset, data).wait()))
+        } else {
+            Coming::Unit(round.device.write(offset, data))
+        };
+        let unleased = if lease.is_some() { 0 } else { size };
+        let owner = Owner::WritePiece(id);
+        let entered = Arc::clone(&round.device);
+        self.start(Work { coming, owner, began: self.now, lease, unleased, _entered: entered }, cx);
+        None
+    }
+
+    /// Goes on with the read that is being answered.
+    pub(super) fn step_reading(&mut self, round: &Round, cx: &mut Context<'_>) -> Option<Blocked> {
+        let Stage::Reading(read) = &mut self.stage else { return None };
+        if read.is_under_way {
+            return Some(Blocked::Room);
+        }
+        read.is_under_way = true;
+        let want = usize::try_from(read.left).expect("a read fits memory").min(PIECE_MAX);
+        let lease = self.shared.budget.take(want.min(PIECE_MIN), want);
+        let size = lease.as_ref().map_or(want.min(PIECE_MIN), Lease::bytes);
+        let length = u64::try_from(size).expect("a piece is small");
+        let coming = Coming::Data(round.device.read(read.at(), length));
+        let unleased = if lease.is_some() { 0 } else { size };
+        let entered = Arc::clone(&round.device);
+        self.start(
+            Work { coming, owner: Owner::ReadPiece, began: self.now, lease, unleased, _entered: entered },
+            cx,
+        );
+        None
+    }
+
+    /// A piece of a large write is written, or not.
+    pub(super) fn piece_written(&mut self, id: u64, done: Done) {
+        let write = self.large_writes.get_mut(&id).expect("it lives while pieces are under way");
+        write.under_way -= 1;
+        if let Answer::Unit(Err(e)) | Answer::Data(Err(e)) | Answer::Status(Err(e)) = done.answer {
+            write.failure.get_or_insert_with(|| Failure::of(&e));
+        }
+        self.finish_write(id);
+    }
+
+    /// Answers a large write of which nothing is left to do.
+    fn finish_write(&mut self, id: u64) {
+        let is_done = |w: &LargeWrite| w.is_received && w.under_way == 0;
+        if !self.large_writes.get(&id).is_some_and(is_done) {
+            return;
+        }
+        let Some(write) = self.large_writes.remove(&id) else { return };
+        match write.failure {
+            Some(failure) => self.fail(&write.request, &failure, write.began),
+            None => self.written(&write.request, write.began),
+        }
+    }
+
+    /// A piece of the large read is here, or not.
+    pub(super) fn piece_read(&mut self, done: Done) {
+        let Stage::Reading(mut read) = std::mem::replace(&mut self.stage, Stage::Head) else {
+            unreachable!("a piece is read while its read is being answered");
+        };
+        read.is_under_way = false;
+        let (request, offset) = (read.request, read.at());
+        let data = match done.answer {
+            Answer::Data(Ok(data)) => data,
+            Answer::Data(Err(e)) | Answer::Unit(Err(e)) | Answer::Status(Err(e)) => {
+                return self.read_failed(&read, &Failure::of(&e));
+            }
+            Answer::Unit(Ok(())) | Answer::Status(Ok(_)) => {
+                return self.read_failed(&read, &Failure::new(WireError::Io, "a read gave no data"));
+            }
+        };
+        read.left -= u64::try_from(data.len()).expect("a piece is small");
+        let is_last = read.left == 0;
+        if self.style.is_structured && !request.has(command_flag::DF) {
+            self.style.chunk(&mut self.output, &request, Part { offset, is_last }, data, done.lease);
+        } else {
+            if !std::mem::replace(&mut read.is_promised, true) {
+                self.style.promise(&mut self.output, &request);
+            }
+            self.output.data(data, done.lease);
+            if is_last && self.style.is_structured {
+                self.style.done(&mut self.output, request.cookie);
+            }
+        }
+        if is_last {
+            self.count(&request, true, read.began);
+        } else {
+            self.stage = Stage::Reading(read);
+        }
+    }
+
+    fn read_failed(&mut self, read: &LargeRead, failure: &Failure) {
+        if !read.is_promised {
+            return self.fail(&read.request, failure, read.began);
+        }
+        self.count(&read.request, false, read.began);
+        if self.style.is_structured {
+            self.style.broken(&mut self.output, &read.request, read.left, failure);
+        } else {
+            // A simple reply has said that all is well: only hanging up says otherwise.
+            self.fault = Some(io::Error::other("a read failed after its reply had begun"));
+        }
+    }
+}
+
+impl LargeRead {
+    /// Where the next piece starts.
+    fn at(&self) -> u64 {
+        self.request.offset + u64::from(self.request.length) - self.left
+    }
+}

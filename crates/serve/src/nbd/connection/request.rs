@@ -1,0 +1,316 @@
+//! One request: whether it may be done, doing it, and answering.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use ferry_core::Reply;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::reply::Failure;
+use super::work::{Answer, Coming, Done, Owner, Work, elsewhere, read_ahead, status, zero};
+use super::{Blocked, Connection, End, Round, Stage};
+use crate::nbd::limits::{
+    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_MAX, STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
+};
+use crate::nbd::wire::{Command, REQUEST_SIZE, Request, WireError, command_flag};
+use crate::traffic::Sort;
+
+impl Command {
+    /// Under what it is counted.
+    fn sort(self) -> Sort {
+        match self {
+            Self::Read => Sort::Read,
+            Self::Write => Sort::Write,
+            Self::Flush => Sort::Flush,
+            Self::Trim | Self::WriteZeroes => Sort::Zero,
+            Self::Disconnect | Self::Cache | Self::BlockStatus | Self::Unknown => Sort::Other,
+        }
+    }
+}
+
+/// Whether a request may take long even on a fast device.
+fn is_heavy(request: &Request) -> bool {
+    let length = u64::from(request.length);
+    match request.command {
+        Command::Trim | Command::WriteZeroes => length > ZERO_INLINE_MAX,
+        Command::Cache => true,
+        Command::BlockStatus => length > STATUS_STEP && !request.has(command_flag::REQ_ONE),
+        Command::Read | Command::Write | Command::Flush | Command::Disconnect | Command::Unknown => false,
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Takes in the next request; says what is missing where it cannot.
+    pub(super) fn step_request(
+        &mut self,
+        round: &Round,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Option<Blocked>> {
+        let Some(request) = self.input.peek()? else { return Ok(Some(Blocked::Input)) };
+        if request.command == Command::Disconnect {
+            self.input.skip(REQUEST_SIZE);
+            self.ending = Some(End::Left);
+            return Ok(Some(Blocked::Room));
+        }
+        let payload = usize::try_from(request.length).expect("32 bits fit memory");
+        let checked = self.check(&request, round);
+        if request.command == Command::Write && checked.is_ok() && self.input.fits(payload) {
+            if self.input.len() < REQUEST_SIZE + payload {
+                return Ok(Some(Blocked::Input));
+            }
+            self.input.skip(REQUEST_SIZE);
+            self.write(request, payload, round, cx);
+            return Ok(None);
+        }
+        if checked.is_ok() && is_heavy(&request) && self.elsewhere >= ELSEWHERE_MAX {
+            return Ok(Some(Blocked::Room));
+        }
+        self.input.skip(REQUEST_SIZE);
+        match checked {
+            Err(failure) if request.command == Command::Write => {
+                self.stage = Stage::Skipping { left: u64::from(request.length), request, failure };
+            }
+            Err(failure) => self.fail(&request, &failure, self.now),
+            Ok(()) => self.dispatch(request, payload, round, cx),
+        }
+        Ok(None)
+    }
+
+    /// Forgets payload that nobody wants; whether all of it is here and answered.
+    pub(super) fn skip(&mut self) -> bool {
+        let Stage::Skipping { left, request, failure } = &mut self.stage else { return true };
+        let here = u64::try_from(self.input.len()).expect("a buffer is small").min(*left);
+        self.input.skip(usize::try_from(here).expect("it is in the buffer"));
+        *left -= here;
+        if *left > 0 {
+            return false;
+        }
+        let (request, failure) = (*request, failure.clone());
+        self.stage = Stage::Head;
+        self.fail(&request, &failure, self.now);
+        true
+    }
+
+    /// Whether a request may be done at all.
+    fn check(&self, request: &Request, round: &Round) -> Result<(), Failure> {
+        let invalid = |text| Err(Failure::new(WireError::Invalid, text));
+        let command = request.command;
+        if command == Command::Unknown {
+            return invalid("this server does not know the request");
+        }
+        if request.flags & !command.flags_allowed(self.style.is_structured) != 0 {
+            return invalid("the request carries flags that do not belong to it");
+        }
+        if command == Command::Flush {
+            let is_plain = request.offset == 0 && request.length == 0;
+            return if is_plain { Ok(()) } else { invalid("a flush has no range") };
+        }
+        let is_change = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
+        if is_change && round.is_read_only {
+            return Err(Failure::new(WireError::Permission, "the export is read-only"));
+        }
+        if request.length == 0 {
+            return invalid("the request has no length");
+        }
+        if matches!(command, Command::Read | Command::Write) && request.length > PAYLOAD_MAX {
+            return invalid("the request is larger than 32 MiB");
+        }
+        if request.end().is_none_or(|end| end > round.size) {
+            let text = "the request goes past the end of the export";
+            return match command {
+                Command::Write | Command::WriteZeroes => Err(Failure::new(WireError::NoSpace, text)),
+                Command::Read
+                | Command::Trim
+                | Command::Cache
+                | Command::BlockStatus
+                | Command::Flush
+                | Command::Disconnect
+                | Command::Unknown => invalid(text),
+            };
+        }
+        if command == Command::BlockStatus && self.contexts.is_empty() {
+            return invalid("no meta context was selected");
+        }
+        Ok(())
+    }
+
+    /// Writes a payload that is here as a whole.
+    fn write(&mut self, request: Request, payload: usize, round: &Round, cx: &mut Context<'_>) {
+        let data = if self.writes_wait {
+            // A write that waits must not keep a whole input buffer alive.
+            let data = Bytes::copy_from_slice(self.input.front(payload));
+            self.input.skip(payload);
+            data
+        } else {
+            self.input.take(payload)
+        };
+        let waiting = self.work.len();
+        self.start_whole(request, Coming::Unit(round.device.write(request.offset, data)), payload, round, cx);
+        self.writes_wait = self.work.len() > waiting;
+    }
+
+    fn dispatch(&mut self, request: Request, length: usize, round: &Round, cx: &mut Context<'_>) {
+        let (device, offset) = (&round.device, request.offset);
+        let long = u64::from(request.length);
+        let coming = match request.command {
+            Command::Read if length <= WHOLE_MAX => {
+                let coming = Coming::Data(device.read(offset, long));
+                return self.start_whole(request, coming, length, round, cx);
+            }
+            Command::Read => return self.read_large(request, length, round, cx),
+            Command::Write => return self.receive(request),
+            Command::Flush => return self.flushes.waiting.push((request, self.now)),
+            Command::Trim | Command::WriteZeroes if is_heavy(&request) => {
+                elsewhere(device, move |device| zero(device, &request))
+            }
+            Command::Trim => Coming::Unit(device.discard(offset, long)),
+            Command::WriteZeroes => Coming::Unit(device.write_zeroes(offset, long)),
+            Command::Cache => elsewhere(device, move |device| read_ahead(device, &request)),
+            Command::BlockStatus => {
+                let contexts = Arc::clone(&self.contexts);
+                if is_heavy(&request) {
+                    elsewhere(device, move |device| {
+                        Answer::Status(Reply::pending(status(Arc::clone(device), contexts, request)).wait())
+                    })
+                } else {
+                    Coming::Status(Reply::pending(status(Arc::clone(device), contexts, request)))
+                }
+            }
+            Command::Disconnect | Command::Unknown => unreachable!("answered before"),
+        };
+        self.start_whole(request, coming, 0, round, cx);
+    }
+
+    /// A read that may be too large for the memory there is.
+    fn read_large(&mut self, request: Request, length: usize, round: &Round, cx: &mut Context<'_>) {
+        let lease = if length <= PIECE_MAX { self.shared.budget.take(length, length) } else { None };
+        if lease.is_none() {
+            return self.read_in_pieces(request);
+        }
+        let coming = Coming::Data(round.device.read(request.offset, u64::from(request.length)));
+        let (owner, entered) = (Owner::Whole(request), Arc::clone(&round.device));
+        self.start(Work { coming, owner, began: self.now, lease, unleased: 0, _entered: entered }, cx);
+    }
+
+    fn start_whole(
+        &mut self,
+        request: Request,
+        coming: Coming,
+        unleased: usize,
+        round: &Round,
+        cx: &mut Context<'_>,
+    ) {
+        let (owner, entered) = (Owner::Whole(request), Arc::clone(&round.device));
+        self.start(Work { coming, owner, began: self.now, lease: None, unleased, _entered: entered }, cx);
+    }
+
+    /// Answers what is answered already, and lets the rest wait.
+    pub(super) fn start(&mut self, mut work: Work, cx: &mut Context<'_>) {
+        if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
+            return self.settle(done);
+        }
+        self.unleased += work.unleased;
+        self.elsewhere += usize::from(work.is_elsewhere());
+        self.work.push(work);
+    }
+
+    /// Makes everything acknowledged durable, for all who wait for it.
+    pub(super) fn flush(&mut self, round: &Round, cx: &mut Context<'_>) {
+        self.now = Instant::now();
+        self.flushes.running = std::mem::take(&mut self.flushes.waiting);
+        let began = self.now;
+        let is_alone = self.work.is_empty() && !self.input.has_request();
+        let shared = Arc::clone(&self.shared);
+        let permit = if is_alone && self.flushes.took < FLUSH_INLINE_MAX {
+            shared.blockable.try_acquire().ok()
+        } else {
+            None
+        };
+        let coming = if permit.is_some() {
+            Coming::Unit(round.device.flush())
+        } else {
+            elsewhere(&round.device, |device| Answer::Unit(device.flush().wait()))
+        };
+        let (owner, entered) = (Owner::Flush, Arc::clone(&round.device));
+        self.start(Work { coming, owner, began, lease: None, unleased: 0, _entered: entered }, cx);
+    }
+
+    /// Takes in what the device answered.
+    pub(super) fn settle(&mut self, done: Done) {
+        self.now = Instant::now();
+        match done.owner {
+            Owner::Whole(request) => self.settle_whole(&request, done),
+            Owner::WritePiece(id) => self.piece_written(id, done),
+            Owner::ReadPiece => self.piece_read(done),
+            Owner::Flush => self.flushed(done),
+        }
+    }
+
+    fn settle_whole(&mut self, request: &Request, done: Done) {
+        let began = done.began;
+        match done.answer {
+            Answer::Data(Ok(data)) if u64::try_from(data.len()) == Ok(u64::from(request.length)) => {
+                self.style.data(&mut self.output, request, data, done.lease);
+                self.count(request, true, began);
+            }
+            Answer::Data(Ok(_)) => {
+                let failure =
+                    Failure::new(WireError::Io, "the device gave another length than was asked for");
+                self.fail(request, &failure, began);
+            }
+            Answer::Unit(Ok(())) => self.written(request, began),
+            Answer::Status(Ok(extents)) => {
+                self.style.status(&mut self.output, request.cookie, &extents);
+                self.count(request, true, began);
+            }
+            Answer::Data(Err(e)) | Answer::Unit(Err(e)) | Answer::Status(Err(e)) => {
+                self.fail(request, &Failure::of(&e), began);
+            }
+        }
+    }
+
+    /// A request without an answer of its own is done, but for its durability.
+    pub(super) fn written(&mut self, request: &Request, began: Instant) {
+        let is_change = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+        if is_change && request.has(command_flag::FUA) {
+            self.flushes.waiting.push((*request, began));
+        } else {
+            self.style.done(&mut self.output, request.cookie);
+            self.count(request, true, began);
+        }
+    }
+
+    fn flushed(&mut self, done: Done) {
+        self.flushes.took = self.now - done.began;
+        let failure = match done.answer {
+            Answer::Unit(Ok(())) | Answer::Data(Ok(_)) | Answer::Status(Ok(_)) => None,
+            Answer::Unit(Err(e)) | Answer::Data(Err(e)) | Answer::Status(Err(e)) => Some(Failure::of(&e)),
+        };
+        for (request, began) in std::mem::take(&mut self.flushes.running) {
+            match &failure {
+                Some(failure) => self.fail(&request, failure, began),
+                None => {
+                    self.style.done(&mut self.output, request.cookie);
+                    self.count(&request, true, began);
+                }
+            }
+        }
+    }
+
+    /// Answers that a request failed.
+    pub(super) fn fail(&mut self, request: &Request, failure: &Failure, began: Instant) {
+        self.style.failed(&mut self.output, request.cookie, failure);
+        self.count(request, false, began);
+    }
+
+    /// Counts a request that is answered.
+    pub(super) fn count(&mut self, request: &Request, is_well: bool, began: Instant) {
+        let bytes = is_well.then_some(u64::from(request.length));
+        let took = self.now.saturating_duration_since(began);
+        self.tally.get_or_insert_default().count(request.command.sort(), bytes, took);
+    }
+}

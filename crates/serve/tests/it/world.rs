@@ -1,0 +1,66 @@
+//! A server in this process, on a unix socket of a directory of its own.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use ferry_serve::export::{Export, Exports};
+use ferry_serve::nbd::{Options, Security, Server};
+use ferry_serve::testing::MemoryDevice;
+use tokio::runtime::Runtime;
+
+/// See the module.
+pub(crate) struct World {
+    /// Where the server runs.
+    pub(crate) _runtime: Runtime,
+    pub(crate) exports: Arc<Exports>,
+    pub(crate) _server: Arc<Server>,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub(crate) fn with(options: Options) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+        let exports = Arc::new(Exports::default());
+        let server = Server::new(Arc::clone(&exports), options, runtime.handle().clone());
+        let directory = tempfile::tempdir().unwrap();
+        server.listen_unix(&directory.path().join("socket"), Security::Plain).unwrap();
+        Self { _runtime: runtime, exports, _server: server, directory }
+    }
+
+    pub(crate) fn add(&self, name: &str, device: MemoryDevice) -> Arc<MemoryDevice> {
+        let device = Arc::new(device);
+        self.exports.add(Export::new(name, "", Arc::clone(&device) as _, false)).unwrap();
+        device
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    pub(crate) fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket().display())
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// Runs a program; what it said, where it went well.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = attempt(program, arguments);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{err}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a program.
+pub(crate) fn attempt(program: &str, arguments: &[&str]) -> Output {
+    Command::new("timeout").arg("120").arg(program).args(arguments).output().unwrap()
+}
