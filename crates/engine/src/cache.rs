@@ -36,6 +36,14 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
+    /// The entry of `key`, left where it is.
+    pub(crate) fn peek_mut(&mut self, key: &K) -> Option<&mut V> {
+        match self.young.get_mut(key) {
+            Some(value) => Some(value),
+            None => self.old.get_mut(key),
+        }
+    }
+
     /// Puts an entry in.
     pub(crate) fn insert(&mut self, key: K, value: V) {
         self.old.remove(&key);
@@ -57,11 +65,6 @@ impl<K: Hash + Eq, V> Cache<K, V> {
     pub(crate) fn age(&mut self) -> HashMap<K, V> {
         let young = std::mem::take(&mut self.young);
         std::mem::replace(&mut self.old, young)
-    }
-
-    /// All entries.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
-        self.young.iter_mut().chain(self.old.iter_mut())
     }
 
     /// Forgets everything.

@@ -59,6 +59,7 @@ impl Engine {
     /// # Errors
     /// Only those that keep the check from going on; what is damaged is in the report.
     pub fn check(&self) -> Result<CheckReport> {
+        let _turn = self.turn();
         let mut core = self.lock();
         core.log_seal_if_writable()?;
         let mut report = CheckReport::default();
@@ -105,6 +106,7 @@ impl Engine {
             found.push((FileId::Segment(address.segment()), crate::read::byte_of(address), length, what));
         };
         let mut counts = Counts::default();
+        core.abandon_checkpoint()?;
         core.write_back()?;
         core.check_tables(&mut CheckReport::default(), &mut counts)?;
         counts.blocks.keys().for_each(|a| add(*a, block, Reached::Data));
@@ -155,6 +157,7 @@ impl Core {
     }
 
     fn check_index(&mut self, report: &mut CheckReport) -> Result<()> {
+        self.abandon_checkpoint()?;
         self.write_back()?;
         let mut counts = Counts::default();
         let mut pages = Vec::new();

@@ -7,6 +7,7 @@
 //! - A cleaned segment becomes free through the next checkpoint.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::MutexGuard;
 
 use bytes::Bytes;
 use ferry_core::{Error, ErrorKind, Result};
@@ -59,29 +60,26 @@ pub(crate) struct Cleaning {
 
 impl Engine {
     /// Cleans a little if the store needs it. `true` where there is more to do.
-    pub(crate) fn clean_step(&self) -> Result<bool> {
+    pub(crate) fn clean_step(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
         let victim = {
-            let mut core = self.lock();
+            let mut core = self.lock_behind();
             if core.read_only || core.log.poisoned {
                 return Ok(false);
             }
             core.release_retired()?;
-            if !core.wants_cleaning()? && !core.frees_enough()? {
+            let frees = core.frees_enough()?;
+            if frees && core.changed {
+                core.begin_checkpoint()?;
+                return Ok(true);
+            }
+            if !core.wants_cleaning()? || core.space.available(&*self.disk)? <= KEPT_FREE {
                 return Ok(false);
             }
             core.cleaning.as_ref().map(|c| c.segment).or_else(|| core.victim())
         };
-        if self.lock().frees_enough()? && self.free_emptied()? {
-            return Ok(true);
-        }
-        let room = {
-            let core = self.lock();
-            core.space.available(&*self.disk)? > KEPT_FREE
-        };
-        match victim {
-            Some(no) if room => self.clean_segment(no).map(|_| true),
-            _ => Ok(false),
-        }
+        let Some(no) = victim else { return Ok(false) };
+        self.clean_segment(turn, no)?;
+        Ok(true)
     }
 
     /// Empties the segment whose cleaning pays best, needed or not. `false` where no segment has a twentieth of it dead.
@@ -91,20 +89,22 @@ impl Engine {
     /// # Errors
     /// As [`Engine::sync`].
     pub fn clean_one(&self) -> Result<bool> {
-        self.free_emptied()?;
+        let turn = self.turn();
+        self.free_emptied(&turn)?;
         let victim = {
-            let core = self.lock();
+            let core = self.lock_behind();
             core.check_writable()?;
             core.victim()
         };
         let Some(no) = victim else { return Ok(false) };
-        while self.clean_segment(no)? {}
+        while self.clean_segment(&turn, no)? {}
         Ok(true)
     }
 
     /// Frees at least `wanted` segments beyond the reserve, if that is possible at all.
     pub(crate) fn reclaim(&self, wanted: u64) -> Result<()> {
         while self.trim_step()? {}
+        let turn = self.turn();
         // Segments with something in them, at the fewest so far, and victims emptied since without getting fewer.
         let (mut fewest, mut fruitless) = (u64::MAX, 0);
         loop {
@@ -126,9 +126,9 @@ impl Engine {
             };
             match victim {
                 Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => {
-                    while self.clean_segment(no)? {}
+                    while self.clean_segment(&turn, no)? {}
                 }
-                _ if empty > 0 => self.checkpoint()?,
+                _ if empty > 0 => self.checkpoint_in(&turn)?,
                 _ => {
                     // What is dead is too thinly spread to pay: only removals help. Not tried again before there were some.
                     let mut core = self.lock();
@@ -140,17 +140,19 @@ impl Engine {
     }
 
     /// Lets a checkpoint free the segments that hold nothing.
-    fn free_emptied(&self) -> Result<bool> {
-        let due = self.lock().space.has_empty();
+    fn free_emptied(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
+        let due = self.lock_behind().space.has_empty();
         if due {
-            self.checkpoint()?;
+            self.checkpoint_in(turn)?;
         }
         Ok(due)
     }
 
     /// Moves up to a step's worth of live blocks out of a segment. `true` where more are left in it.
-    pub(crate) fn clean_segment(&self, no: SegmentNo) -> Result<bool> {
-        let mut core = self.lock();
+    pub(crate) fn clean_segment(&self, turn: &MutexGuard<'_, ()>, no: SegmentNo) -> Result<bool> {
+        // Emptying one marks index pages, which a checkpoint that is being written has frozen; and both need the same room.
+        while self.checkpoint_piece(turn)? {}
+        let mut core = self.lock_behind();
         core.check_writable()?;
         core.log_seal()?;
         core.settle_all()?;
@@ -172,8 +174,9 @@ impl Engine {
         core.move_blocks(&step)?;
         core.log_seal()?;
         core.counters.cleaner_bytes += core.log.written_bytes - written;
-        drop(core);
-        self.checkpoint_if_due()?;
+        if core.checkpoint_due() {
+            core.begin_checkpoint()?;
+        }
         Ok(true)
     }
 }
@@ -306,10 +309,10 @@ impl Core {
                 if !self.has_object(r.inode)? {
                     continue;
                 }
-                let object = &self.object(r.inode)?.value;
+                let object = self.object(r.inode)?;
                 let exists = r.version == HEAD || object.clones.iter().any(|c| c.id == r.version);
                 let (chunk, i) = split(r.block);
-                if exists && self.chunk((r.inode, r.version, chunk))?.value.get(i) == Block::Data(at, crc) {
+                if exists && self.chunk((r.inode, r.version, chunk))?.get(i) == Block::Data(at, crc) {
                     still.push(r);
                 }
             }
@@ -332,11 +335,11 @@ impl Core {
         if !self.has_object(inode)? {
             return Ok(());
         }
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         let versions: Vec<u64> = std::iter::once(HEAD).chain(object.clones.iter().map(|c| c.id)).collect();
         let (chunk, i) = split(block);
         for version in versions {
-            if let Block::Data(found, sum) = self.chunk((inode, version, chunk))?.value.get(i)
+            if let Block::Data(found, sum) = self.chunk((inode, version, chunk))?.get(i)
                 && found == at
             {
                 refs.push(BlockRef { inode, version, block });

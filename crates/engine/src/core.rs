@@ -12,6 +12,7 @@ use ferry_core::{Env, Error, ObjectId, PoolId, Result};
 
 use crate::address::Address;
 use crate::cache::Cache;
+use crate::checkpoint::Checkpointing;
 use crate::chunk::Chunk;
 use crate::disk::{Disk, SegmentNo};
 use crate::format::Superblock;
@@ -36,6 +37,24 @@ pub(crate) struct Cached<T> {
     pub(crate) dirty: bool,
 }
 
+/// A cached chunk or object record, and whether the index has it as it is.
+#[derive(Debug)]
+pub(crate) struct Kept<T> {
+    /// The thing.
+    pub(crate) value: T,
+    /// The generation it was last changed in; 0: as in the index.
+    pub(crate) changed: u64,
+}
+
+/// For whom an index entry is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// For the store as it is now.
+    Live,
+    /// For the checkpoint that is being written: the store as it was when that began.
+    Frozen,
+}
+
 /// The store's state in memory.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -45,8 +64,16 @@ pub(crate) struct Core {
     pub(crate) log: Log,
     pub(crate) space: Space,
     pub(crate) tree: Tree,
-    pub(crate) chunks: Cache<ChunkKey, Cached<Box<Chunk>>>,
-    pub(crate) objects: Cache<u64, Cached<ObjectRecord>>,
+    pub(crate) chunks: Cache<ChunkKey, Kept<Box<Chunk>>>,
+    pub(crate) objects: Cache<u64, Kept<ObjectRecord>>,
+    /// Counts the checkpoints begun. What was changed in an earlier generation belongs to the one that is being written.
+    pub(crate) generation: u64,
+    /// Chunks changed in this generation; some may have left the cache since, or be there twice.
+    pub(crate) changed_chunks: Vec<ChunkKey>,
+    /// Objects, likewise.
+    pub(crate) changed_objects: Vec<u64>,
+    /// The checkpoint that is being written.
+    pub(crate) checkpointing: Option<Box<Checkpointing>>,
     /// Inode of a name; `None` where no object has it.
     pub(crate) names: Cache<ObjectId, Option<u64>>,
     pub(crate) pools: BTreeMap<i64, Cached<PoolRecord>>,
@@ -144,27 +171,47 @@ impl Core {
 
     /// Sets an index entry.
     pub(crate) fn put(&mut self, key: &Key, value: &[u8]) -> Result<()> {
-        self.tree.insert(key.bytes(), value)?;
+        self.put_in(Layer::Live, key, value)
+    }
+
+    fn put_in(&mut self, layer: Layer, key: &Key, value: &[u8]) -> Result<()> {
+        match layer {
+            Layer::Live => self.tree.insert(key.bytes(), value)?,
+            Layer::Frozen => self.tree.insert_frozen(key.bytes(), value)?,
+        }
         self.settle_tree()
     }
 
     /// Removes an index entry.
     pub(crate) fn delete(&mut self, key: &[u8]) -> Result<bool> {
-        let found = self.tree.remove(key)?;
+        self.delete_in(Layer::Live, key)
+    }
+
+    fn delete_in(&mut self, layer: Layer, key: &[u8]) -> Result<bool> {
+        let found = match layer {
+            Layer::Live => self.tree.remove(key)?,
+            Layer::Frozen => self.tree.remove_frozen(key)?,
+        };
         self.settle_tree()?;
         Ok(found)
     }
 
     /// Removes all index entries that begin with `prefix`.
     pub(crate) fn delete_all(&mut self, prefix: &Key) -> Result<()> {
-        while let Some((key, _)) = self.tree.next(prefix.bytes(), After::Including, prefix.bytes())? {
+        let (mut from, mut after) = (Bytes::copy_from_slice(prefix.bytes()), After::Including);
+        while let Some((key, _)) = self.tree.next(&from, after, prefix.bytes())? {
             self.delete(&key)?;
+            (from, after) = (key, After::Excluding);
         }
         Ok(())
     }
 
     /// Sets a value of any length, cut into fragments: the first begins with the length of the whole.
     pub(crate) fn put_long(&mut self, key: &Key, value: &[u8]) -> Result<()> {
+        self.put_long_in(Layer::Live, key, value)
+    }
+
+    fn put_long_in(&mut self, layer: Layer, key: &Key, value: &[u8]) -> Result<()> {
         if key.bytes().len() + 2 + FRAGMENT_MAX > PAGE_ENTRY_MAX {
             return Err(Error::invalid("a key is too long for the index").with("bytes", key.bytes().len()));
         }
@@ -172,10 +219,10 @@ impl Core {
         whole.extend_from_slice(value);
         let count = whole.chunks(FRAGMENT_MAX).count();
         for (i, fragment) in whole.chunks(FRAGMENT_MAX).enumerate() {
-            self.put(&key.clone().u16(fragment_number(i)), fragment)?;
+            self.put_in(layer, &key.clone().u16(fragment_number(i)), fragment)?;
         }
         for i in count.. {
-            if !self.delete(key.clone().u16(fragment_number(i)).bytes())? {
+            if !self.delete_in(layer, key.clone().u16(fragment_number(i)).bytes())? {
                 break;
             }
         }
@@ -239,15 +286,34 @@ impl Core {
     }
 
     /// The record of an inode.
-    pub(crate) fn object(&mut self, inode: u64) -> Result<&mut Cached<ObjectRecord>> {
+    pub(crate) fn object(&mut self, inode: u64) -> Result<&ObjectRecord> {
+        self.load_object(inode).map(|kept| &kept.value)
+    }
+
+    fn load_object(&mut self, inode: u64) -> Result<&mut Kept<ObjectRecord>> {
         if self.objects.peek(&inode).is_none() {
             let bytes = self
                 .get_long(&Key::new(Tag::Inode).u64(inode))?
                 .ok_or_else(|| Error::corrupt("an object's record is missing").with("inode", inode))?;
             let value = ObjectRecord::decode(&bytes)?;
-            self.insert_object(inode, Cached { value, dirty: false })?;
+            self.insert_object(inode, Kept { value, changed: 0 })?;
         }
         Ok(self.objects.get(&inode).expect("it was just put in"))
+    }
+
+    /// The record of an inode, to be changed. A checkpoint that is being written keeps what it was.
+    pub(crate) fn object_to_change(&mut self, inode: u64) -> Result<&mut ObjectRecord> {
+        let generation = self.generation;
+        let kept = self.load_object(inode)?;
+        if kept.changed != generation {
+            let before = (kept.changed != 0).then(|| kept.value.encode());
+            kept.changed = generation;
+            self.changed_objects.push(inode);
+            if let Some(bytes) = before {
+                self.put_long_in(Layer::Frozen, &Key::new(Tag::Inode).u64(inode), &bytes)?;
+            }
+        }
+        Ok(&mut self.objects.get(&inode).expect("it was just looked at").value)
     }
 
     /// Whether an inode exists.
@@ -256,21 +322,37 @@ impl Core {
             || self.tree.get(Key::new(Tag::Inode).u64(inode).u16(0).bytes())?.is_some())
     }
 
+    /// Makes a record of an inode that had none.
+    pub(crate) fn new_object(&mut self, inode: u64, value: ObjectRecord) -> Result<()> {
+        self.changed_objects.push(inode);
+        self.insert_object(inode, Kept { value, changed: self.generation })
+    }
+
     /// Puts an object's record into the cache, writing back what has to leave it.
-    pub(crate) fn insert_object(&mut self, inode: u64, entry: Cached<ObjectRecord>) -> Result<()> {
+    fn insert_object(&mut self, inode: u64, kept: Kept<ObjectRecord>) -> Result<()> {
         if self.objects.is_full() {
-            for (old, entry) in self.objects.age() {
-                if entry.dirty {
-                    self.put_long(&Key::new(Tag::Inode).u64(old), &entry.value.encode())?;
+            for (old, kept) in self.objects.age() {
+                if kept.changed != 0 {
+                    let layer = self.layer_of(kept.changed);
+                    self.put_long_in(layer, &Key::new(Tag::Inode).u64(old), &kept.value.encode())?;
                 }
             }
         }
-        self.objects.insert(inode, entry);
+        self.objects.insert(inode, kept);
         Ok(())
     }
 
+    /// Where something changed in a generation goes when it is written back.
+    fn layer_of(&self, changed: u64) -> Layer {
+        if changed == self.generation { Layer::Live } else { Layer::Frozen }
+    }
+
     /// A chunk of a version's table.
-    pub(crate) fn chunk(&mut self, at: ChunkKey) -> Result<&mut Cached<Box<Chunk>>> {
+    pub(crate) fn chunk(&mut self, at: ChunkKey) -> Result<&Chunk> {
+        self.load_chunk(at).map(|kept| &*kept.value)
+    }
+
+    fn load_chunk(&mut self, at: ChunkKey) -> Result<&mut Kept<Box<Chunk>>> {
         if at.1 == HEAD && self.sharing.concerns(at.0, at.2) {
             self.settle_chunk(at.0, at.2)?;
         }
@@ -280,51 +362,77 @@ impl Core {
                 None => Box::default(),
             };
             if self.chunks.is_full() {
-                for (old, entry) in self.chunks.age() {
-                    if entry.dirty {
-                        self.write_back_chunk(old, &entry.value)?;
+                for (old, kept) in self.chunks.age() {
+                    if kept.changed != 0 {
+                        self.write_back_chunk(self.layer_of(kept.changed), old, entry_of(&kept.value))?;
                     }
                 }
             }
-            self.chunks.insert(at, Cached { value, dirty: false });
+            self.chunks.insert(at, Kept { value, changed: 0 });
         }
         Ok(self.chunks.get(&at).expect("it was just put in"))
     }
 
-    fn write_back_chunk(&mut self, at: ChunkKey, chunk: &Chunk) -> Result<()> {
-        let key = key::table(at.0, at.1, at.2);
-        if chunk.is_empty() {
-            self.delete(key.bytes())?;
-            return Ok(());
+    /// A chunk of a version's table, to be changed. A checkpoint that is being written keeps what it was.
+    pub(crate) fn chunk_to_change(&mut self, at: ChunkKey) -> Result<&mut Chunk> {
+        let generation = self.generation;
+        let kept = self.load_chunk(at)?;
+        if kept.changed != generation {
+            let before = (kept.changed != 0).then(|| entry_of(&kept.value));
+            kept.changed = generation;
+            self.changed_chunks.push(at);
+            if let Some(entry) = before {
+                self.write_back_chunk(Layer::Frozen, at, entry)?;
+            }
         }
-        self.put(&key, &chunk.encode())
+        Ok(&mut self.chunks.get(&at).expect("it was just looked at").value)
+    }
+
+    fn write_back_chunk(&mut self, layer: Layer, at: ChunkKey, entry: Option<Vec<u8>>) -> Result<()> {
+        let key = key::table(at.0, at.1, at.2);
+        match entry {
+            Some(bytes) => self.put_in(layer, &key, &bytes),
+            None => self.delete_in(layer, key.bytes()).map(drop),
+        }
+    }
+
+    /// Writes chunks to the index, where they were last changed in the generation `of`.
+    pub(crate) fn write_chunks(&mut self, of: u64, chunks: &[ChunkKey]) -> Result<()> {
+        let layer = self.layer_of(of);
+        for at in chunks {
+            let Some(kept) = self.chunks.peek_mut(at).filter(|kept| kept.changed == of) else { continue };
+            kept.changed = 0;
+            let entry = entry_of(&kept.value);
+            self.write_back_chunk(layer, *at, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Writes object records to the index, where they were last changed in the generation `of`.
+    pub(crate) fn write_objects(&mut self, of: u64, objects: &[u64]) -> Result<()> {
+        let layer = self.layer_of(of);
+        for inode in objects {
+            let Some(kept) = self.objects.peek_mut(inode).filter(|kept| kept.changed == of) else { continue };
+            kept.changed = 0;
+            let bytes = kept.value.encode();
+            self.put_long_in(layer, &Key::new(Tag::Inode).u64(*inode), &bytes)?;
+        }
+        Ok(())
     }
 
     /// Writes everything changed in the caches to the index.
     pub(crate) fn write_back(&mut self) -> Result<()> {
         self.settle_all()?;
-        let mut chunks: Vec<(ChunkKey, Option<Vec<u8>>)> = Vec::new();
-        for (at, entry) in self.chunks.iter_mut().filter(|(_, e)| e.dirty) {
-            chunks.push((*at, (!entry.value.is_empty()).then(|| entry.value.encode())));
-            entry.dirty = false;
-        }
-        chunks.sort();
-        for (at, encoded) in chunks {
-            let key = key::table(at.0, at.1, at.2);
-            match encoded {
-                Some(bytes) => self.put(&key, &bytes)?,
-                None => drop(self.delete(key.bytes())?),
-            }
-        }
-        let mut objects: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (inode, entry) in self.objects.iter_mut().filter(|(_, e)| e.dirty) {
-            objects.push((*inode, entry.value.encode()));
-            entry.dirty = false;
-        }
-        objects.sort();
-        for (inode, bytes) in objects {
-            self.put_long(&Key::new(Tag::Inode).u64(inode), &bytes)?;
-        }
+        self.write_frozen()?;
+        let chunks = std::mem::take(&mut self.changed_chunks);
+        self.write_chunks(self.generation, &chunks)?;
+        let objects = std::mem::take(&mut self.changed_objects);
+        self.write_objects(self.generation, &objects)?;
+        self.write_pools()
+    }
+
+    /// Writes changed pools to the index.
+    pub(crate) fn write_pools(&mut self) -> Result<()> {
         let pools: Vec<(i64, Vec<u8>)> =
             self.pools.iter().filter(|(_, p)| p.dirty).map(|(id, p)| (*id, p.value.encode())).collect();
         for (id, bytes) in pools {
@@ -373,6 +481,11 @@ impl Core {
     pub(crate) fn block_bytes(blocks: u32) -> u64 {
         u64::from(blocks) * BLOCK as u64
     }
+}
+
+/// What the index says of a chunk: nothing where every block is absent.
+fn entry_of(chunk: &Chunk) -> Option<Vec<u8>> {
+    (!chunk.is_empty()).then(|| chunk.encode())
 }
 
 /// Key of a name.

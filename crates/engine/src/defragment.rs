@@ -34,17 +34,19 @@ impl Engine {
     pub fn defragment(&self) -> Result<u64> {
         let mut moved = 0;
         let mut from = 0;
+        let turn = self.turn();
         loop {
-            let (next, blocks) = self.lock().defragment_step(from)?;
+            while self.checkpoint_piece(&turn)? {}
+            let (next, blocks) = self.lock_behind().defragment_step(from)?;
             moved += blocks;
-            self.checkpoint_if_due()?;
-            if self.lock().frees_enough()? {
-                self.checkpoint()?;
+            while self.checkpoint_step(&turn)? {}
+            if self.lock_behind().frees_enough()? {
+                self.checkpoint_in(&turn)?;
             }
             match next {
                 Some(inode) => from = inode,
                 None => {
-                    self.checkpoint()?;
+                    self.checkpoint_in(&turn)?;
                     return Ok(moved);
                 }
             }
@@ -84,13 +86,13 @@ impl Core {
 
     /// The blocks of HEAD that only this object refers to, if they lie scattered.
     fn scattered_blocks(&mut self, inode: u64, shared: &mut Shared) -> Result<Vec<Live>> {
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         if !object.exists {
             return Ok(Vec::new());
         }
         let mut blocks: Vec<(u32, Address, u32)> = Vec::new();
         for (chunk, first, from, n) in pieces(0, object.blocks()) {
-            let table = &self.chunk((inode, HEAD, chunk))?.value;
+            let table = self.chunk((inode, HEAD, chunk))?;
             for (block, i) in (first..).zip(from..from + n) {
                 if let Block::Data(address, crc) = table.get(i) {
                     blocks.push((block, address, crc));

@@ -10,9 +10,9 @@ use ferry_core::watch::WatchRegistry;
 use ferry_core::{Env, Error, ErrorKind, Result};
 
 use crate::cache::Cache;
-use crate::checkpoint::{After, write_superblock};
+use crate::checkpoint::{After, Piece, write_superblock};
 use crate::core::{Core, Counters};
-use crate::disk::{Disk, FileId};
+use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::Superblock;
 use crate::limits::{
     BLOCK, CACHE_BYTES_DEFAULT, ROOM_SEGMENTS, SEGMENT_BLOCKS_DEFAULT, SEGMENT_BLOCKS_MAX,
@@ -62,6 +62,8 @@ pub struct Statistics {
     pub checkpoints: u64,
     /// Segments cleaned.
     pub cleaned_segments: u64,
+    /// Whether a checkpoint is being written.
+    pub checkpoint_running: bool,
 }
 
 /// A log-structured store. See the crate.
@@ -73,6 +75,10 @@ pub struct Engine {
     pub(crate) client: ferry_core::ClientId,
     /// See `Store::generation`.
     pub(crate) generation: AtomicU64,
+    /// Held by whoever writes a piece of a checkpoint or cleans. Taken before any other.
+    turn: Mutex<()>,
+    /// Held by whoever waits for `core`: so that background work, which takes it too, does not overtake.
+    queue: Mutex<()>,
     identity: [u8; 16],
     syncing: Mutex<SyncState>,
     synced: Condvar,
@@ -158,7 +164,7 @@ impl Engine {
             core.superblock.generation += 1;
             write_superblock(&*disk, &core.superblock)?;
         }
-        let unclean = recovery.batches > 0 || recovery.dropped_bytes > 0;
+        let unclean = recovery.batches > 0 || recovery.dropped_bytes > 0 || recovery.left_behind;
         if unclean {
             core.superblock.opens += 1;
             core.log.epoch = epoch;
@@ -176,6 +182,8 @@ impl Engine {
             watches: WatchRegistry::default(),
             client,
             generation: AtomicU64::new(1),
+            turn: Mutex::default(),
+            queue: Mutex::default(),
             identity,
             syncing: Mutex::default(),
             synced: Condvar::new(),
@@ -184,7 +192,21 @@ impl Engine {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        match self.core.try_lock() {
+            Ok(core) => core,
+            Err(_) => self.lock_behind(),
+        }
+    }
+
+    /// The state, for background work: whoever waits for it goes first.
+    pub(crate) fn lock_behind(&self) -> MutexGuard<'_, Core> {
+        let _queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to write pieces of checkpoints and to clean. Never asked for with anything locked.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What opening found.
@@ -250,17 +272,92 @@ impl Engine {
         result
     }
 
-    /// Writes a checkpoint if anything changed since the last: the next open has nothing to replay.
+    /// Writes a checkpoint if anything changed since the last: the next open has nothing to replay but what is written meanwhile.
+    /// Others read and write while it is made; none waits for more than a small piece of it.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`]; `NoSpace` (28) where there is no room for it, with nothing lost.
+    pub fn checkpoint(&self) -> Result<()> {
+        let turn = self.turn();
+        self.checkpoint_in(&turn)
+    }
+
+    /// Begins a checkpoint for [`Engine::maintain`] to write, unless one is being written or nothing changed. `true` if it did.
     ///
     /// # Errors
     /// As [`Engine::sync`].
-    pub fn checkpoint(&self) -> Result<()> {
-        let _turn = self.sync_turn();
-        let mut core = self.lock();
-        if core.read_only || !core.changed {
-            return Ok(());
+    pub fn begin_checkpoint(&self) -> Result<bool> {
+        let _turn = self.turn();
+        let mut core = self.lock_behind();
+        if core.read_only || !core.changed || core.checkpointing.is_some() {
+            return Ok(false);
         }
-        core.checkpoint(After::MoreWork)
+        core.begin_checkpoint().map(|()| true)
+    }
+
+    /// [`Engine::checkpoint`] for who has the turn.
+    pub(crate) fn checkpoint_in(&self, turn: &MutexGuard<'_, ()>) -> Result<()> {
+        // One that began before may lack what was written since.
+        while self.checkpoint_piece(turn)? {}
+        {
+            let mut core = self.lock_behind();
+            if core.read_only || !core.changed {
+                return Ok(());
+            }
+            core.begin_checkpoint()?;
+        }
+        while self.checkpoint_piece(turn)? {}
+        Ok(())
+    }
+
+    /// Does a piece of the checkpoint that is being written, or of what follows it. `false` where there is neither.
+    pub(crate) fn checkpoint_piece(&self, _turn: &MutexGuard<'_, ()>) -> Result<bool> {
+        let job = {
+            let mut core = self.lock_behind();
+            if core.checkpointing.is_none() {
+                return core.merge_changes();
+            }
+            match core.checkpoint_piece()? {
+                Piece::Nothing => return Ok(false),
+                Piece::More => return Ok(true),
+                Piece::Sync(job) => job,
+            }
+        };
+        // Without the lock: nobody else writes the superblock or to the index head, who does has the turn.
+        let written = self
+            .sync()
+            .and_then(|()| job.segments.iter().try_for_each(|no| self.disk.sync(FileId::Segment(*no))))
+            .and_then(|()| write_superblock(&*self.disk, &job.superblock));
+        let mut core = self.lock_behind();
+        if let Err(e) = written {
+            core.log.poisoned = true;
+            return Err(e);
+        }
+        core.finish_checkpoint(*job)?;
+        Ok(true)
+    }
+
+    /// Begins a checkpoint where one is due, or goes on with the one that is being written. `true` where there was something to do.
+    pub(crate) fn checkpoint_step(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
+        if self.checkpoint_piece(turn)? {
+            return Ok(true);
+        }
+        let mut core = self.lock_behind();
+        if core.read_only || core.log.poisoned || !core.checkpoint_due() {
+            return Ok(false);
+        }
+        core.begin_checkpoint()?;
+        Ok(true)
+    }
+
+    /// A writer's share of a checkpoint that is overdue, unless somebody is at it: one piece. It has written already, so that a
+    /// checkpoint finds no room is not its failure: [`Engine::maintain`] and the next write that needs room will say so.
+    pub(crate) fn help_checkpoint(&self) -> Result<()> {
+        let Ok(turn) = self.turn.try_lock() else { return Ok(()) };
+        match self.checkpoint_step(&turn) {
+            Err(e) if e.kind() == ErrorKind::NoSpace => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     /// Waits for a running sync, so that nothing it covers is counted durable too early by another.
@@ -289,10 +386,11 @@ impl Engine {
             cleaner_bytes,
             checkpoints,
             cleaned_segments,
+            checkpoint_running: core.checkpointing.is_some(),
         }
     }
 
-    /// Does a little of what can wait: drops versions of released snapshots, cleans, checkpoints. `true` where there is more.
+    /// Does a little of what can wait: drops versions of released snapshots, checkpoints, cleans. `true` where there is more.
     ///
     /// # Errors
     /// As [`Engine::sync`].
@@ -300,10 +398,11 @@ impl Engine {
         if self.trim_step()? {
             return Ok(true);
         }
-        if self.checkpoint_if_due()? {
+        let turn = self.turn();
+        if self.checkpoint_step(&turn)? {
             return Ok(true);
         }
-        self.clean_step()
+        self.clean_step(&turn)
     }
 
     /// Makes free segments ahead of need, written with zeros, so that a flush finds its blocks allocated: on most file systems
@@ -313,43 +412,42 @@ impl Engine {
     /// Those of the operating system; running out of room is none.
     pub fn prepare(&self, count: usize) -> Result<()> {
         loop {
-            let mut core = self.lock();
-            core.check_writable()?;
-            let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
-            if core.space.ready() >= count || !spare {
-                return Ok(());
+            let (no, bytes) = {
+                let mut core = self.lock_behind();
+                core.check_writable()?;
+                let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
+                if core.space.ready() >= count || !spare {
+                    return Ok(());
+                }
+                (core.space.take_unmade(), core.space.segment_bytes())
+            };
+            let made = self.make_segment(no, bytes);
+            let mut core = self.lock_behind();
+            match made {
+                Ok(()) => core.space.add_file(no),
+                Err(e) => {
+                    core.space.give_back(no);
+                    return if e.kind() == ErrorKind::NoSpace { Ok(()) } else { Err(e) };
+                }
             }
-            let no = core.space.next_unmade();
-            let bytes = core.space.segment_bytes();
-            match self.disk.create(FileId::Segment(no), bytes) {
-                Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(()),
-                made => made?,
-            }
-            let zeros = bytes::Bytes::from(vec![0; 1 << 20]);
-            let mut at = 0;
-            while at < bytes {
-                let n = (bytes - at).min(1 << 20);
-                let part = zeros.slice(..usize::try_from(n).expect("a mebibyte"));
-                self.disk.write(FileId::Segment(no), at, &[part])?;
-                at += n;
-            }
-            self.disk.sync(FileId::Segment(no))?;
-            self.disk.forget(FileId::Segment(no));
-            core.space.add_file(no);
         }
     }
 
-    /// A checkpoint where one is due.
-    pub(crate) fn checkpoint_if_due(&self) -> Result<bool> {
-        let due = {
-            let core = self.lock();
-            !core.read_only && !core.log.poisoned && core.checkpoint_due()
-        };
-        if due {
-            let _turn = self.sync_turn();
-            self.lock().checkpoint(After::MoreWork)?;
+    /// Makes the file of a segment and writes it through.
+    fn make_segment(&self, no: SegmentNo, bytes: u64) -> Result<()> {
+        let file = FileId::Segment(no);
+        self.disk.create(file, bytes)?;
+        let zeros = bytes::Bytes::from(vec![0; 1 << 20]);
+        let mut at = 0;
+        while at < bytes {
+            let n = (bytes - at).min(1 << 20);
+            let part = zeros.slice(..usize::try_from(n).expect("a mebibyte"));
+            self.disk.write(file, at, &[part])?;
+            at += n;
         }
-        Ok(due)
+        self.disk.sync(file)?;
+        self.disk.forget(file);
+        Ok(())
     }
 
     /// Makes the store ready for the next opener. What was acknowledged before is durable when this returns.
@@ -357,7 +455,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::sync`]; nothing flushed before is lost.
     pub fn close(&self) -> Result<()> {
-        let _turn = self.sync_turn();
+        let _turn = self.turn();
+        let _sync = self.sync_turn();
         let mut core = self.lock();
         if core.read_only || (!core.changed && core.superblock.clean) {
             return Ok(());
@@ -399,6 +498,10 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         space,
         chunks: Cache::new(chunks / 2),
         objects: Cache::new(objects / 2),
+        generation: 1,
+        changed_chunks: Vec::new(),
+        changed_objects: Vec::new(),
+        checkpointing: None,
         names: Cache::new(objects / 2),
         pools: std::collections::BTreeMap::new(),
         next_inode: superblock.next_inode,

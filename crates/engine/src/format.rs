@@ -6,6 +6,6 @@ mod batch;
 mod segment;
 mod superblock;
 
-pub(crate) use batch::{BatchHeader, FIXED_BYTES as BATCH_FIXED_BYTES};
+pub(crate) use batch::{BatchHeader, FIXED_BYTES as BATCH_FIXED_BYTES, UNSEQUENCED};
 pub(crate) use segment::SegmentHeader;
 pub(crate) use superblock::{Superblock, TreeRoot};

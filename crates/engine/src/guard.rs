@@ -11,7 +11,7 @@ impl Core {
     pub(crate) fn check_guards(&mut self, id: &ObjectId, inode: Option<u64>, op: &WriteOp) -> Result<bool> {
         let existing = match inode {
             Some(inode) => {
-                let object = &self.object(inode)?.value;
+                let object = self.object(inode)?;
                 object.exists.then_some((inode, object.version))
             }
             None => None,

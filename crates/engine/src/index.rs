@@ -13,7 +13,6 @@ use crate::tree::After;
 
 impl Core {
     /// Applies one record whose payload, if it has one, begins at `at`.
-    #[expect(clippy::too_many_lines, reason = "one arm for each kind of record")]
     pub(crate) fn apply(&mut self, record: Record, at: Address) -> Result<()> {
         match record {
             Record::Pool { pool, name, read_only } => self.apply_pool(pool, name, read_only),
@@ -43,11 +42,10 @@ impl Core {
                 self.apply_create(inode, id, snap_seq)
             }
             Record::Revive { inode } => {
-                let object = self.object(inode)?;
-                object.value.exists = true;
-                object.value.size = 0;
-                object.dirty = true;
-                let pool = object.value.id.pool;
+                let object = self.object_to_change(inode)?;
+                object.exists = true;
+                object.size = 0;
+                let pool = object.id.pool;
                 self.count_objects(pool, 1)
             }
             Record::Remove { inode } => self.apply_remove(inode),
@@ -63,16 +61,12 @@ impl Core {
             Record::Hole { inode, block, count } => self.set_head(inode, block, count, |_| Block::Absent),
             Record::Share { source, count, inode, block } => self.apply_share(source, count, inode, block),
             Record::Size { inode, size } => {
-                let object = self.object(inode)?;
-                object.value.size = size;
-                object.dirty = true;
+                self.object_to_change(inode)?.size = size;
                 Ok(())
             }
             Record::Version { inode, version } => {
                 self.next_version = self.next_version.max(version + 1);
-                let object = self.object(inode)?;
-                object.value.version = version;
-                object.dirty = true;
+                self.object_to_change(inode)?.version = version;
                 Ok(())
             }
             Record::OmapSet { inode, key, value } => {
@@ -127,13 +121,13 @@ impl Core {
         self.names.insert(id.clone(), Some(inode));
         let pool = id.pool;
         let value = ObjectRecord { id, exists: true, version: 0, size: 0, snap_seq, clones: Vec::new() };
-        self.insert_object(inode, Cached { value, dirty: true })?;
+        self.new_object(inode, value)?;
         self.count_objects(pool, 1)
     }
 
     fn apply_remove(&mut self, inode: u64) -> Result<()> {
         self.settle_dependents(inode)?;
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         let blocks = object.blocks();
         if object.clones.is_empty() {
             self.sharing.forget_target(inode);
@@ -141,17 +135,18 @@ impl Core {
         self.set_head(inode, 0, blocks, |_| Block::Absent)?;
         self.delete_all(&Key::new(Tag::Omap).u64(inode))?;
         self.delete_all(&Key::new(Tag::Xattr).u64(inode))?;
-        let object = self.object(inode)?;
-        object.value.exists = false;
-        object.value.size = 0;
-        object.dirty = true;
-        let (pool, bare) = (object.value.id.pool, object.value.clones.is_empty());
+        let object = self.object_to_change(inode)?;
+        object.exists = false;
+        object.size = 0;
+        let (pool, bare) = (object.id.pool, object.clones.is_empty());
         self.count_objects(pool, -1)?;
         if bare { self.forget_object(inode) } else { Ok(()) }
     }
 
     /// Drops the record of an object of which nothing is left.
     fn forget_object(&mut self, inode: u64) -> Result<()> {
+        // So that a checkpoint that is being written keeps it.
+        self.object_to_change(inode)?;
         let Some(object) = self.objects.remove(&inode) else { return Ok(()) };
         self.delete_long(&Key::new(Tag::Inode).u64(inode))?;
         self.delete(name_key(&object.value.id).bytes())?;
@@ -161,15 +156,14 @@ impl Core {
 
     fn apply_preserve(&mut self, inode: u64, clone: u64, mut snaps: Vec<u64>) -> Result<()> {
         snaps.sort_unstable();
-        let object = self.object(inode)?;
-        object.value.snap_seq = object.value.snap_seq.max(clone);
-        object.dirty = true;
-        if snaps.is_empty() || !object.value.exists {
+        let object = self.object_to_change(inode)?;
+        object.snap_seq = object.snap_seq.max(clone);
+        if snaps.is_empty() || !object.exists {
             return Ok(());
         }
-        let size = object.value.size;
-        let pool = object.value.id.pool;
-        object.value.clones.push(CloneRecord { id: clone, size, snaps: snaps.clone() });
+        let size = object.size;
+        let pool = object.id.pool;
+        object.clones.push(CloneRecord { id: clone, size, snaps: snaps.clone() });
         for snap in snaps {
             self.put(&Key::new(Tag::SnapObject).i64(pool.0).u64(snap).u64(inode), &[])?;
         }
@@ -186,7 +180,7 @@ impl Core {
         new: impl Fn(u32) -> Block,
     ) -> Result<()> {
         self.settle_dependents(inode)?;
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         let pool = object.id.pool;
         let keepers = keepers(&object.clones);
         let mut balance = 0_i64;
@@ -195,25 +189,27 @@ impl Core {
             let head = self.chunk((inode, HEAD, chunk))?;
             let mut differs = false;
             for i in 0..n {
-                old[i] = head.value.get(from + i);
-                let fresh = new(first + offset(i) - block);
-                if old[i] != fresh {
-                    head.value.set(from + i, fresh);
-                    differs = true;
-                }
+                old[i] = head.get(from + i);
+                differs |= old[i] != new(first + offset(i) - block);
             }
             if !differs {
                 continue;
             }
-            head.dirty = true;
+            let head = self.chunk_to_change((inode, HEAD, chunk))?;
+            for i in 0..n {
+                head.set(from + i, new(first + offset(i) - block));
+            }
             let mut kept = [false; CHUNK_BLOCKS];
             for (id, low, high) in overlapping(&keepers, first, n) {
+                let fresh = |i: usize| new(first + offset(i) - block);
                 let clone = self.chunk((inode, id, chunk))?;
+                if (low..high).all(|i| old[i] == fresh(i) || clone.get(from + i) != Block::Absent) {
+                    continue;
+                }
+                let clone = self.chunk_to_change((inode, id, chunk))?;
                 for i in low..high {
-                    let fresh = new(first + offset(i) - block);
-                    if old[i] != fresh && clone.value.get(from + i) == Block::Absent {
-                        clone.value.set(from + i, if old[i] == Block::Absent { Block::Hole } else { old[i] });
-                        clone.dirty = true;
+                    if old[i] != fresh(i) && clone.get(from + i) == Block::Absent {
+                        clone.set(from + i, if old[i] == Block::Absent { Block::Hole } else { old[i] });
                         kept[i] = true;
                     }
                 }
@@ -237,35 +233,34 @@ impl Core {
     /// What block `block` is at `version`, and which version says so.
     pub(crate) fn resolve(&mut self, inode: u64, version: u64, block: u32) -> Result<(Block, u64)> {
         if version != HEAD {
-            let object = &self.object(inode)?.value;
+            let object = self.object(inode)?;
             let start = object.clones.partition_point(|c| c.id < version);
             let ids: Vec<u64> = object.clones[start..].iter().map(|c| c.id).collect();
             for id in ids {
                 let (chunk, i) = split(block);
-                match self.chunk((inode, id, chunk))?.value.get(i) {
+                match self.chunk((inode, id, chunk))?.get(i) {
                     Block::Absent => {}
                     found => return Ok((found, id)),
                 }
             }
         }
         let (chunk, i) = split(block);
-        Ok((self.chunk((inode, HEAD, chunk))?.value.get(i), HEAD))
+        Ok((self.chunk((inode, HEAD, chunk))?.get(i), HEAD))
     }
 
     fn apply_drop_snap(&mut self, inode: u64, snap: u64) -> Result<()> {
         let object = self.object(inode)?;
-        let pool = object.value.id.pool;
-        let position = object.value.clones.iter().position(|c| c.snaps.contains(&snap));
+        let pool = object.id.pool;
+        let position = object.clones.iter().position(|c| c.snaps.contains(&snap));
         if let Some(i) = position {
-            object.dirty = true;
-            let clone = &mut object.value.clones[i];
+            let clone = &mut self.object_to_change(inode)?.clones[i];
             clone.snaps.retain(|s| *s != snap);
             if clone.snaps.is_empty() {
                 self.drop_clone(inode, i)?;
             }
         }
         self.delete(Key::new(Tag::SnapObject).i64(pool.0).u64(snap).u64(inode).bytes())?;
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         if !object.exists && object.clones.is_empty() { self.forget_object(inode) } else { Ok(()) }
     }
 
@@ -273,25 +268,26 @@ impl Core {
     #[expect(clippy::needless_range_loop, reason = "several tables are walked by one index")]
     fn drop_clone(&mut self, inode: u64, i: usize) -> Result<()> {
         self.settle_dependents(inode)?;
-        let object = self.object(inode)?;
-        let gone = object.value.clones.remove(i);
-        let keepers = keepers(&object.value.clones[..i]);
-        let pool = object.value.id.pool;
+        let object = self.object_to_change(inode)?;
+        let gone = object.clones.remove(i);
+        let keepers = keepers(&object.clones[..i]);
+        let pool = object.id.pool;
         let mut balance = 0_i64;
         for (chunk, first, _, n) in pieces(0, blocks_of(gone.size)) {
-            let entry = self.chunk((inode, gone.id, chunk))?;
-            if entry.value.is_empty() {
+            if self.chunk((inode, gone.id, chunk))?.is_empty() {
                 continue;
             }
-            let table = std::mem::take(&mut *entry.value);
-            entry.dirty = true;
+            let table = std::mem::take(self.chunk_to_change((inode, gone.id, chunk))?);
             let mut kept = [false; CHUNK_BLOCKS];
             for (id, low, high) in overlapping(&keepers, first, n) {
                 let below = self.chunk((inode, id, chunk))?;
+                if (low..high).all(|j| table.get(j) == Block::Absent || below.get(j) != Block::Absent) {
+                    continue;
+                }
+                let below = self.chunk_to_change((inode, id, chunk))?;
                 for j in low..high {
-                    if table.get(j) != Block::Absent && below.value.get(j) == Block::Absent {
-                        below.value.set(j, table.get(j));
-                        below.dirty = true;
+                    if table.get(j) != Block::Absent && below.get(j) == Block::Absent {
+                        below.set(j, table.get(j));
                         kept[j] = true;
                     }
                 }
@@ -311,10 +307,9 @@ impl Core {
         for (n, r) in refs.iter().enumerate() {
             for (i, crc) in (0..).zip(crcs) {
                 let (chunk, slot) = split(r.block + i);
-                let entry = self.chunk((r.inode, r.version, chunk))?;
-                let old = entry.value.get(slot);
-                entry.value.set(slot, Block::Data(at.plus(i), *crc));
-                entry.dirty = true;
+                let entry = self.chunk_to_change((r.inode, r.version, chunk))?;
+                let old = entry.get(slot);
+                entry.set(slot, Block::Data(at.plus(i), *crc));
                 if old.address().is_none() {
                     return Err(Error::corrupt("the cleaner moved a block nobody has").with("inode", r.inode));
                 }

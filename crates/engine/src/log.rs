@@ -1,7 +1,8 @@
 //! The log: batches appended to segments by three heads. Layout: `docs/format/batch.md`.
 //!
 //! Invariants
-//! - At most one batch is open, so the order of records is the order of batch sequences over all heads.
+//! - At most one batch is open, so the order of records is the order of batch sequences over the heads that have any.
+//! - Batches of the index head have no sequence: nothing in them is replayed, they count from a superblock on that names them.
 //! - A transaction's records and payload are in one batch.
 //! - A batch that was begun has its place in its segment: finishing it cannot run out of space.
 //! - After a failed write or sync nothing more is written: what reached the disk is unknown until recovery.
@@ -15,7 +16,7 @@ use ferry_core::{Env, Error, ErrorKind, Result};
 
 use crate::address::Address;
 use crate::disk::{Disk, FileId, SegmentNo};
-use crate::format::{BATCH_FIXED_BYTES, BatchHeader, SegmentHeader};
+use crate::format::{BATCH_FIXED_BYTES, BatchHeader, SegmentHeader, UNSEQUENCED};
 use crate::limits::{BATCH_HEADER_BLOCKS_MAX, BATCH_PAYLOAD_BLOCKS, BLOCK};
 use crate::record::Record;
 use crate::space::{Head, Purpose, Space, State};
@@ -38,9 +39,11 @@ struct OpenBatch {
     payload_blocks: u32,
 }
 
-/// Where the next transaction will lie.
+/// Where the next batch of the index head will lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
+    /// Its first header block.
+    header: Address,
     /// Its first payload block.
     pub(crate) payload: Address,
     /// Block of the segment behind its last.
@@ -68,6 +71,10 @@ pub(crate) struct Log {
     open: Option<OpenBatch>,
     heads: [Option<SegmentNo>; 3],
     unsynced: BTreeSet<SegmentNo>,
+    /// Segments of the index head with something un-synced: only checkpoints need them durable.
+    unsynced_index: BTreeSet<SegmentNo>,
+    /// Segments the index head has had since the last checkpoint began.
+    pub(crate) of_index: BTreeSet<SegmentNo>,
     /// Set by the first failed write or sync.
     pub(crate) poisoned: bool,
     /// Bytes appended since the last checkpoint.
@@ -100,6 +107,8 @@ impl Log {
             open: None,
             heads,
             unsynced: BTreeSet::new(),
+            unsynced_index: BTreeSet::new(),
+            of_index: BTreeSet::new(),
             poisoned: false,
             tail_bytes: 0,
             written_bytes: 0,
@@ -157,19 +166,85 @@ impl Log {
         Ok(address)
     }
 
-    /// Makes room for a transaction of the index head and says where its payload will lie, if it is the next one appended.
-    pub(crate) fn make_room(
+    /// Blocks left in the index head's segment; 0 where there is none.
+    pub(crate) fn index_left(&self, space: &Space) -> u32 {
+        let no = self.heads[Head::Index as usize];
+        no.and_then(|no| space.get(no)).map_or(0, |s| space.segment_blocks() - s.used)
+    }
+
+    /// Makes room for a batch of the index head and says where it will lie, if it is the next one written there.
+    ///
+    /// # Errors
+    /// `NoSpace` (28) with nothing changed; `Invalid` where it is larger than a segment.
+    pub(crate) fn index_room(
         &mut self,
         space: &mut Space,
         env: &Env,
         record_bytes: usize,
         payload_blocks: usize,
     ) -> Result<Room> {
+        self.check()?;
+        let header_blocks = BatchHeader::blocks_for(record_bytes);
         let blocks = u32::try_from(payload_blocks).map_err(|_| Error::invalid("larger than a segment"))?;
-        self.reserve(space, env, (Head::Index, Purpose::Reclaim), record_bytes, blocks)?;
-        let batch = self.open.as_ref().expect("a batch was just reserved");
-        let first = batch.start + batch.header_blocks + batch.payload_blocks;
-        Ok(Room { payload: Address::new(batch.segment, first), end: first + blocks })
+        let total = header_blocks + blocks;
+        if header_blocks > BATCH_HEADER_BLOCKS_MAX || total > space.segment_blocks() - 1 {
+            return Err(Error::invalid("a batch is larger than a segment").with("blocks", total));
+        }
+        let no = match self.heads[Head::Index as usize] {
+            Some(no) if self.index_left(space) >= total => no,
+            before => {
+                let fresh = self.open_segment(space, env, Head::Index, Purpose::Reclaim)?;
+                if let Some(old) = before {
+                    space.entry(old).state = State::Sealed;
+                }
+                self.heads[Head::Index as usize] = Some(fresh);
+                self.of_index.insert(fresh);
+                fresh
+            }
+        };
+        let start = space.get(no).map_or(1, |s| s.used);
+        let payload = Address::new(no, start + header_blocks);
+        Ok(Room { header: Address::new(no, start), payload, end: start + total })
+    }
+
+    /// Writes a batch of the index head where [`Log::index_room`] said.
+    pub(crate) fn write_index(
+        &mut self,
+        space: &mut Space,
+        room: Room,
+        records: &[Record],
+        payload: Vec<Bytes>,
+    ) -> Result<()> {
+        let mut encoded = Encoder::new();
+        records.iter().for_each(|r| r.encode(&mut encoded));
+        let no = room.segment();
+        let sequence = self.last_sequence();
+        let entry = space.entry(no);
+        let header = BatchHeader {
+            address: room.header,
+            header_blocks: room.payload.block() - room.header.block(),
+            payload_blocks: room.end - room.payload.block(),
+            life: entry.life,
+            epoch: self.epoch,
+            sequence: UNSEQUENCED,
+            durable_upto: self.durable_upto,
+            records: encoded.finish().to_vec(),
+        };
+        entry.used = room.end;
+        entry.last_sequence = sequence;
+        let mut parts = vec![Bytes::from(header.encode())];
+        parts.extend(payload);
+        self.unsynced_index.insert(no);
+        let tail = self.tail_bytes;
+        let written = self.write(no, room.header.block(), &parts);
+        // No replay will read it.
+        self.tail_bytes = tail;
+        written
+    }
+
+    /// Says that a checkpoint begins: [`Log::of_index`] is the segment of the index head now and those it has from now on.
+    pub(crate) fn begin_index(&mut self) {
+        self.of_index = self.heads[Head::Index as usize].into_iter().collect();
     }
 
     /// Makes sure the open batch has room for a transaction: goes on with it, or begins another.
@@ -244,7 +319,10 @@ impl Log {
             life,
             epoch: self.epoch,
         };
-        self.unsynced.insert(no);
+        match head {
+            Head::Main | Head::Cold => self.unsynced.insert(no),
+            Head::Index => self.unsynced_index.insert(no),
+        };
         self.write(no, 0, &[Bytes::from(header.encode())])?;
         Ok(no)
     }
@@ -311,6 +389,11 @@ impl Log {
     /// Takes the segments a sync must cover.
     pub(crate) fn take_unsynced(&mut self) -> BTreeSet<SegmentNo> {
         std::mem::take(&mut self.unsynced)
+    }
+
+    /// Takes the segments of the index head a checkpoint must sync.
+    pub(crate) fn take_unsynced_index(&mut self) -> BTreeSet<SegmentNo> {
+        std::mem::take(&mut self.unsynced_index)
     }
 
     /// Leaves the heads behind: the next batch begins a new segment. After recovery, whose tail may be torn.

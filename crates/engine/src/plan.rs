@@ -51,7 +51,7 @@ impl Core {
     ) -> Result<Plan> {
         op.check(id)?;
         let before = match known {
-            Some(inode) => Some(self.object(inode)?.value.clone()),
+            Some(inode) => Some(self.object(inode)?.clone()),
             None => None,
         };
         let exists = before.as_ref().is_some_and(|b| b.exists);
@@ -260,7 +260,7 @@ impl Core {
     pub(crate) fn version_at(&mut self, id: &ObjectId, at: SnapId) -> Result<(u64, u64, u64)> {
         let missing = || Error::not_found("no such object").with("object", id).with("snapshot", at);
         let inode = self.inode_of(id)?.ok_or_else(missing)?;
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         if at.0 > object.snap_seq {
             return if object.exists { Ok((inode, HEAD, object.size)) } else { Err(missing()) };
         }

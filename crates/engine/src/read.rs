@@ -65,15 +65,15 @@ impl Core {
         for (chunk, block, from, n) in pieces(first, last - first) {
             let table = if version == HEAD {
                 let entry = self.chunk((inode, HEAD, chunk))?;
-                if entry.value.is_empty() {
+                if entry.is_empty() {
                     continue;
                 }
                 if n == 1 {
-                    let found = entry.value.get(from);
+                    let found = entry.get(from);
                     self.add_block(&mut job, block, found, (offset, end));
                     continue;
                 }
-                (*entry.value).clone()
+                entry.clone()
             } else {
                 self.resolved_chunk(inode, version, chunk)?
             };

@@ -29,6 +29,8 @@ pub struct Recovery {
     pub bytes: u64,
     /// Bytes of valid batches behind the end of the tail, given up because one before them was never made durable.
     pub dropped_bytes: u64,
+    /// Whether something else than batches to replay was left behind the checkpoint: pieces of one that was not finished.
+    pub(crate) left_behind: bool,
     /// Whether a superblock slot was damaged; the other was used, and the next checkpoint writes both.
     pub damaged_superblock_slot: bool,
 }
@@ -177,7 +179,7 @@ impl Tail {
             disk.read(FileId::Segment(no), byte_of(at), &mut bytes)?;
             let Some(life) = BatchHeader::claimed_life(&bytes, at) else { continue };
             let Ok(header) = read_batch(disk, at, life, superblock.segment_blocks) else { continue };
-            if header.epoch == superblock.epoch && header.sequence > superblock.checkpoint_sequence {
+            if header.epoch == superblock.epoch {
                 self.durable_upto = self.durable_upto.max(header.durable_upto);
             }
         }
@@ -202,9 +204,11 @@ impl Tail {
                     self.epoch_seen = self.epoch_seen.max(header.epoch);
                     block += header.total_blocks();
                     end = block;
-                    if header.epoch == superblock.epoch && header.sequence > superblock.checkpoint_sequence {
+                    if header.epoch == superblock.epoch {
                         self.durable_upto = self.durable_upto.max(header.durable_upto);
-                        self.batches.push(header);
+                        if header.sequence > superblock.checkpoint_sequence {
+                            self.batches.push(header);
+                        }
                     }
                 }
                 Err(e) if e.kind() == ferry_core::ErrorKind::Corrupt => block += 1,
@@ -260,7 +264,7 @@ impl Core {
                 .with("durable up to", tail.durable_upto)
                 .with("store", disk.describe()));
         }
-        self.seal_touched(&tail)?;
+        recovery.left_behind = self.seal_touched(&tail);
         self.log.next_sequence = expected;
         self.log.durable_upto = expected - 1;
         Ok((recovery, tail.epoch_seen + 1))
@@ -277,12 +281,15 @@ impl Core {
         self.apply_all(records, first)
     }
 
-    /// Segments with a tail are not written again in this life. Those whose batches were all given up stay free.
-    fn seal_touched(&mut self, tail: &Tail) -> Result<()> {
+    /// Segments with a tail are not written again in this life. Those whose batches were all given up stay free. `true` where an
+    /// open one had something behind its end.
+    fn seal_touched(&mut self, tail: &Tail) -> bool {
+        let mut left = false;
         for (no, _, _) in &tail.touched {
             let entry = self.space.entry(*no);
             match entry.state {
                 State::Open(_) => {
+                    left = true;
                     entry.state = State::Sealed;
                     entry.torn = true;
                 }
@@ -291,6 +298,6 @@ impl Core {
             }
         }
         self.space.retake_free();
-        Ok(())
+        left
     }
 }

@@ -73,7 +73,7 @@ impl Sharing {
 impl Core {
     /// Applies a share: notes it where that is enough, else carries it out.
     pub(crate) fn apply_share(&mut self, source: BlockRef, count: u32, inode: u64, block: u32) -> Result<()> {
-        let target = &self.object(inode)?.value;
+        let target = self.object(inode)?;
         let fresh = target.size == 0 && target.clones.is_empty();
         let aligned = (source.block ^ block).is_multiple_of(chunk_blocks());
         if source.inode != inode && fresh && aligned {
@@ -116,19 +116,18 @@ impl Core {
     /// Carries out what is outstanding for one chunk of HEAD's table.
     pub(crate) fn settle_chunk(&mut self, inode: u64, chunk: u32) -> Result<()> {
         for share in self.sharing.take(inode, chunk) {
-            let pool = self.object(inode)?.value.id.pool;
+            let pool = self.object(inode)?.id.pool;
             let mut balance = 0;
             for (_, first, from, n) in pieces(share.block, share.count).filter(|p| p.0 == chunk) {
                 let (there, _) = crate::index::split(share.source.block + (first - share.block));
                 let table = self.resolved_chunk(share.source.inode, share.source.version, there)?;
                 let mut blocks = Vec::with_capacity(n);
-                let entry = self.chunk((inode, HEAD, chunk))?;
+                let entry = self.chunk_to_change((inode, HEAD, chunk))?;
                 for i in from..from + n {
                     let found = table.get(i);
-                    entry.value.set(i, found);
+                    entry.set(i, found);
                     blocks.push(Some(found));
                 }
-                entry.dirty = true;
                 for block in blocks.iter().flatten() {
                     self.space.add(*block)?;
                     balance += i64::from(block.address().is_some());
@@ -169,19 +168,19 @@ impl Core {
     pub(crate) fn resolved_chunk(&mut self, inode: u64, version: u64, chunk: u32) -> Result<Chunk> {
         let mut ids: Vec<u64> = Vec::new();
         if version != HEAD {
-            let object = &self.object(inode)?.value;
+            let object = self.object(inode)?;
             ids.extend(object.clones.iter().map(|c| c.id).filter(|id| *id >= version));
         }
         let mut found = Chunk::default();
         for id in ids {
-            let table = &self.chunk((inode, id, chunk))?.value;
+            let table = self.chunk((inode, id, chunk))?;
             if !table.is_empty() {
                 fill_absent(&mut found, table);
             }
         }
-        let head = &self.chunk((inode, HEAD, chunk))?.value;
+        let head = self.chunk((inode, HEAD, chunk))?;
         if found.is_empty() {
-            return Ok((**head).clone());
+            return Ok(head.clone());
         }
         fill_absent(&mut found, head);
         for i in 0..CHUNK_BLOCKS {

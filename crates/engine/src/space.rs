@@ -72,6 +72,13 @@ impl Default for Segment {
     }
 }
 
+impl Segment {
+    /// Whether it holds nothing and waits for a checkpoint to free it.
+    fn is_empty(&self) -> bool {
+        self.state == State::Sealed && self.references == 0 && self.nodes == 0
+    }
+}
+
 /// Bytes of an entry of the segment table on disk.
 const ENTRY_BYTES: usize = 32;
 
@@ -109,19 +116,34 @@ impl Space {
         self.segment_blocks
     }
 
-    /// The table's bytes as they will be right once the batch `sequence`, which ends before block `end` of `no`, is written.
-    pub(crate) fn encode_with(&mut self, no: SegmentNo, end: u32, sequence: u64) -> Vec<u8> {
-        let before = *self.entry(no);
-        *self.entry(no) = Segment { used: end, last_sequence: sequence, ..before };
-        let bytes = self.encode();
-        *self.entry(no) = before;
-        bytes
+    /// The segments as they are now.
+    pub(crate) fn segments(&self) -> Vec<Segment> {
+        self.segments.clone()
     }
 
-    /// The table's bytes for a checkpoint.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The table a checkpoint writes: the segments as they were when it began, but the index pages and the segments they are
+    /// written to (`of_index`) as they are now.
+    pub(crate) fn table_of(&self, before: &[Segment], of_index: &BTreeSet<SegmentNo>) -> Vec<Segment> {
+        self.iter()
+            .map(|(no, now)| {
+                if of_index.contains(&no) {
+                    return *now;
+                }
+                let then = before.get(Self::index(no)).copied().unwrap_or_default();
+                Segment { nodes: now.nodes, ..then }
+            })
+            .collect()
+    }
+
+    /// Bytes of the table, should one more segment be opened.
+    pub(crate) fn table_bytes_max(&self) -> usize {
+        (self.segments.len() + 2) * ENTRY_BYTES
+    }
+
+    /// A table's bytes.
+    pub(crate) fn encode(table: &[Segment]) -> Vec<u8> {
         let mut e = Encoder::new();
-        for s in &self.segments {
+        for s in table {
             e.u8(match s.state {
                 State::Free => 0,
                 State::Open(Head::Main) => 1,
@@ -277,7 +299,7 @@ impl Space {
 
     /// Whether emptied segments wait for a checkpoint to become usable.
     pub(crate) fn has_empty(&self) -> bool {
-        self.segments.iter().any(|s| s.state == State::Sealed && s.references == 0 && s.nodes == 0)
+        self.segments.iter().any(Segment::is_empty)
     }
 
     /// Opens a segment for `head`: recycles a file or makes one. The header is not written yet.
@@ -317,10 +339,19 @@ impl Space {
 
     /// The segments that hold nothing and wait for a checkpoint.
     pub(crate) fn empty(&self) -> Vec<SegmentNo> {
-        self.iter()
-            .filter(|(_, s)| s.state == State::Sealed && s.references == 0 && s.nodes == 0)
-            .map(|(no, _)| no)
-            .collect()
+        Self::empty_of(&self.segments)
+    }
+
+    /// The segments of a table that hold nothing.
+    pub(crate) fn empty_of(table: &[Segment]) -> Vec<SegmentNo> {
+        (1..).map(SegmentNo).zip(table).filter(|(_, s)| s.is_empty()).map(|(no, _)| no).collect()
+    }
+
+    /// Marks segments free in a table.
+    pub(crate) fn free_in(table: &mut [Segment], empty: &[SegmentNo]) {
+        for no in empty {
+            table[Self::index(*no)] = Segment::default();
+        }
     }
 
     /// Marks segments free in the table a checkpoint writes; they become usable through [`Space::release`].
@@ -345,9 +376,18 @@ impl Space {
         spare
     }
 
-    /// The next free segment without a file, for one to be made ahead of need.
-    pub(crate) fn next_unmade(&mut self) -> SegmentNo {
-        self.free.iter().find(|no| !self.files.contains(no)).copied().unwrap_or(SegmentNo(self.last().0 + 1))
+    /// Takes a free segment without a file, for one to be made ahead of need: nobody else opens it meanwhile.
+    pub(crate) fn take_unmade(&mut self) -> SegmentNo {
+        let found = self.free.iter().find(|no| !self.files.contains(no)).copied();
+        let no = found.unwrap_or(SegmentNo(self.last().0 + 1));
+        self.entry(no);
+        self.free.remove(&no);
+        no
+    }
+
+    /// Gives back a segment that was taken and whose file was not made.
+    pub(crate) fn give_back(&mut self, no: SegmentNo) {
+        self.free.insert(no);
     }
 
     /// Free segments whose files are ready.
@@ -357,7 +397,7 @@ impl Space {
 
     /// Says that the file of a free segment is there now.
     pub(crate) fn add_file(&mut self, no: SegmentNo) {
-        self.entry(no);
+        self.free.insert(no);
         self.files.insert(no);
     }
 

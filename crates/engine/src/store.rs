@@ -30,7 +30,7 @@ use crate::tree::After;
 impl Engine {
     fn do_write(&self, id: &ObjectId, op: &WriteOp) -> Result<WriteReply> {
         self.make_room_for(op)?;
-        let reply = {
+        let (reply, overdue) = {
             let mut core = self.lock();
             core.check_writable()?;
             if core.pool(id.pool)?.value.read_only {
@@ -45,9 +45,11 @@ impl Engine {
                 self.next_generation();
             }
             core.commit(plan.purpose, plan.records, plan.payload)?;
-            WriteReply { version: plan.version }
+            (WriteReply { version: plan.version }, core.checkpoint_overdue())
         };
-        self.checkpoint_if_due()?;
+        if overdue {
+            self.help_checkpoint()?;
+        }
         Ok(reply)
     }
 
@@ -121,7 +123,7 @@ impl Engine {
                 .try_into()
                 .map_err(|_| Error::corrupt("an inode number has a wrong length"))?;
             let inode = u64::from_le_bytes(inode);
-            let object = core.object(inode)?.value.clone();
+            let object = core.object(inode)?.clone();
             let mut records: Vec<Record> = object
                 .clones
                 .iter()
@@ -139,7 +141,7 @@ impl Engine {
         let mut core = self.lock();
         let missing = || Error::not_found("no such object").with("object", id);
         let inode = core.inode_of(id)?.ok_or_else(missing)?;
-        let object = core.object(inode)?.value.clone();
+        let object = core.object(inode)?.clone();
         let mut clones = Vec::new();
         for (i, clone) in object.clones.iter().enumerate() {
             let newer = object.clones.get(i + 1).map_or(object.size, |c| c.size);
@@ -179,7 +181,7 @@ impl Engine {
                 let (namespace, name) = (utf8(r.text()?)?, utf8(r.text()?)?);
                 let inode = inode.as_ref().try_into().map(u64::from_le_bytes);
                 let inode = inode.map_err(|_| Error::corrupt("an inode number has a wrong length"))?;
-                if core.object(inode)?.value.exists {
+                if core.object(inode)?.exists {
                     objects.push((Namespace::new(&namespace), Arc::from(name.as_str())));
                     if objects.len() == max {
                         return Ok(ObjectPage { objects, next: Some(ObjectCursor(key.clone())) });
@@ -239,7 +241,7 @@ impl Core {
     ) -> Result<(ReadReply, Option<ReadJob>)> {
         self.pool(id.pool)?;
         let (inode, version, size) = self.version_at(id, at)?;
-        let object = &self.object(inode)?.value;
+        let object = self.object(inode)?;
         let mut reply = ReadReply { version: object.version, size, ..ReadReply::default() };
         let exists = object.exists;
         if op.xattrs && exists {
@@ -287,7 +289,7 @@ impl Core {
     fn overlap(&mut self, inode: u64, clone: u64, end: u64) -> Result<Vec<(u64, u64)>> {
         let mut same: Vec<(u64, u64)> = Vec::new();
         for (chunk, first, from, n) in pieces(0, blocks_of(end)) {
-            let table = self.chunk((inode, clone, chunk))?.value.clone();
+            let table = self.chunk((inode, clone, chunk))?.clone();
             for i in 0..n {
                 if table.get(from + i) != Block::Absent {
                     continue;
@@ -307,7 +309,7 @@ impl Core {
     fn lock_value(&mut self, id: &ObjectId, attribute: &str) -> Result<Option<Bytes>> {
         self.pool(id.pool)?;
         match self.inode_of(id)? {
-            Some(inode) if self.object(inode)?.value.exists => {
+            Some(inode) if self.object(inode)?.exists => {
                 self.get_long(&Key::new(Tag::Xattr).u64(inode).text(attribute.as_bytes()))
             }
             _ => Ok(None),

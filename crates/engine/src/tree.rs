@@ -8,8 +8,11 @@
 //!   internal page has the empty key.
 //! - No page but the root is empty.
 //! - A changed page's ancestors are changed pages.
+//! - While a checkpoint writes the pages (the tree is *frozen*), only the checkpoint changes them; what others change is kept
+//!   apart, shadows the pages, and goes into them afterwards.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -81,6 +84,10 @@ pub(crate) struct Tree {
     clean: Cache<Address, Arc<Page>>,
     dirty: HashMap<u64, Page>,
     next_number: u64,
+    /// What changed since the tree was frozen: a value, or `None` for an entry that is gone. Shadows the pages.
+    apart: BTreeMap<Bytes, Option<Bytes>>,
+    /// Whether changes are kept apart.
+    frozen: bool,
     /// Addresses of pages that stopped being part of the tree; whoever keeps the counts of live pages takes them.
     dropped: Vec<Address>,
 }
@@ -94,13 +101,39 @@ impl Tree {
             clean: Cache::new(cached_pages / 2),
             dirty: HashMap::new(),
             next_number: 1,
+            apart: BTreeMap::new(),
+            frozen: false,
             dropped: Vec::new(),
         }
     }
 
-    /// Pages changed since the last checkpoint.
+    /// Pages changed since the last checkpoint, and entries changed apart from them.
     pub(crate) fn dirty_pages(&self) -> usize {
-        self.dirty.len()
+        self.dirty.len() + self.apart.len()
+    }
+
+    /// Keeps changes apart from now on, but for those made with [`Tree::insert_frozen`] and [`Tree::remove_frozen`].
+    pub(crate) fn freeze(&mut self) {
+        assert!(self.apart.is_empty(), "what was changed apart is in the pages before they are frozen again");
+        self.frozen = true;
+    }
+
+    /// Lets changes go into the pages again. What is apart shadows them until [`Tree::merge_apart`] has put it there.
+    pub(crate) fn thaw(&mut self) {
+        self.frozen = false;
+    }
+
+    /// Puts up to `max` entries that were changed apart into the pages. `true` where there are more.
+    pub(crate) fn merge_apart(&mut self, max: usize) -> Result<bool> {
+        assert!(!self.frozen, "frozen pages are not changed by others");
+        for _ in 0..max {
+            let Some((key, value)) = self.apart.pop_first() else { return Ok(false) };
+            match value {
+                Some(value) => self.insert_frozen(&key, &value)?,
+                None => drop(self.remove_frozen(&key)?),
+            }
+        }
+        Ok(!self.apart.is_empty())
     }
 
     /// Addresses of pages that left the tree since the last call.
@@ -146,6 +179,13 @@ impl Tree {
     /// # Errors
     /// `Corrupt` where a page on the way is damaged; so for everything below.
     pub(crate) fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>> {
+        match self.apart.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.get_in_pages(key),
+        }
+    }
+
+    fn get_in_pages(&mut self, key: &[u8]) -> Result<Option<Bytes>> {
         let Some((mut child, mut level)) = self.root else { return Ok(None) };
         while level > 0 {
             let next = self.with(child, level, |p| Child::decode(p.value(p.child_of(key))))??;
@@ -168,13 +208,69 @@ impl Tree {
         prefix: &[u8],
         max: usize,
     ) -> Result<Vec<(Bytes, Bytes)>> {
+        let (mut from, mut after) =
+            if key < prefix { (prefix.to_vec(), After::Including) } else { (key.to_vec(), after) };
         let mut found = Vec::new();
-        let from = if key < prefix { prefix } else { key };
-        let after = if key < prefix { After::Including } else { after };
-        if let Some((root, level)) = self.root {
-            self.scan_page(root, level, from, after, prefix, max, &mut found)?;
+        loop {
+            let wanted = max - found.len();
+            let mut pages = Vec::new();
+            if let Some((root, level)) = self.root {
+                self.scan_page(root, level, &from, after, prefix, wanted, &mut pages)?;
+            }
+            if self.apart.is_empty() {
+                found.append(&mut pages);
+                return Ok(found);
+            }
+            // Up to where the pages are known; to the end where they have no more.
+            let upto = (pages.len() == wanted).then(|| pages.last().map(|e| e.0.clone())).flatten();
+            self.shadow(&from, after, prefix, upto.as_ref(), pages, &mut found);
+            found.truncate(max);
+            match upto {
+                Some(last) if found.len() < max => (from, after) = (last.to_vec(), After::Excluding),
+                _ => return Ok(found),
+            }
         }
-        Ok(found)
+    }
+
+    /// Adds to `found` what was read from the pages, shadowed by what was changed apart between `from` and `upto`.
+    fn shadow(
+        &self,
+        from: &[u8],
+        after: After,
+        prefix: &[u8],
+        upto: Option<&Bytes>,
+        pages: Vec<(Bytes, Bytes)>,
+        found: &mut Vec<(Bytes, Bytes)>,
+    ) {
+        let low = match after {
+            After::Including => Bound::Included(from),
+            After::Excluding => Bound::Excluded(from),
+        };
+        let within = |key: &Bytes| key.starts_with(prefix) && upto.is_none_or(|u| key <= u);
+        let mut apart = self.apart.range::<[u8], _>((low, Bound::Unbounded)).take_while(|(k, _)| within(k));
+        let mut next = apart.next();
+        let mut add = |(key, value): (&Bytes, &Option<Bytes>)| {
+            if let Some(value) = value {
+                found.push((key.clone(), value.clone()));
+            }
+        };
+        for (key, value) in pages {
+            while let Some(entry) = next.filter(|(k, _)| **k < key) {
+                add(entry);
+                next = apart.next();
+            }
+            match next.filter(|(k, _)| **k == key) {
+                Some(entry) => {
+                    add(entry);
+                    next = apart.next();
+                }
+                None => add((&key, &Some(value))),
+            }
+        }
+        while let Some(entry) = next {
+            add(entry);
+            next = apart.next();
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one recursion with its fixed frame")]
@@ -273,6 +369,17 @@ impl Tree {
     /// # Panics
     /// If key and value together are larger than [`PAGE_ENTRY_MAX`].
     pub(crate) fn insert(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        if self.frozen {
+            assert!(key.len() + value.len() <= PAGE_ENTRY_MAX, "an index entry fits half a page");
+            self.apart.insert(Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(value)));
+            return Ok(());
+        }
+        self.apart.remove(key);
+        self.insert_frozen(key, value)
+    }
+
+    /// Sets the value of `key` in the pages, frozen or not: for the checkpoint that froze them.
+    pub(crate) fn insert_frozen(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         assert!(key.len() + value.len() <= PAGE_ENTRY_MAX, "an index entry fits half a page");
         if self.root.is_none() {
             let number = self.add_dirty(Page::new(0));
@@ -313,6 +420,20 @@ impl Tree {
     /// Removes `key`; `false` where it was not there.
     pub(crate) fn remove(&mut self, key: &[u8]) -> Result<bool> {
         if self.get(key)?.is_none() {
+            return Ok(false);
+        }
+        if self.frozen {
+            self.apart.insert(Bytes::copy_from_slice(key), None);
+            return Ok(true);
+        }
+        self.apart.remove(key);
+        self.remove_frozen(key)?;
+        Ok(true)
+    }
+
+    /// Removes `key` from the pages, frozen or not: for the checkpoint that froze them.
+    pub(crate) fn remove_frozen(&mut self, key: &[u8]) -> Result<bool> {
+        if self.get_in_pages(key)?.is_none() {
             return Ok(false);
         }
         let mut path = self.path(key, 0)?;
@@ -397,6 +518,7 @@ impl Tree {
     /// Whether the page of `level` that holds `key` lies at `address`; if so it is marked changed, so that the next
     /// checkpoint writes it elsewhere.
     pub(crate) fn evict_page(&mut self, level: u8, key: &[u8], address: Address) -> Result<bool> {
+        assert!(!self.frozen, "frozen pages are not changed by others");
         let Some((mut child, mut at)) = self.root else { return Ok(false) };
         if at < level {
             return Ok(false);
@@ -414,28 +536,40 @@ impl Tree {
         }
     }
 
-    /// The changed pages, children before parents.
-    pub(crate) fn dirty_in_order(&mut self) -> Result<Vec<DirtyPage>> {
+    /// The next `max` changed pages to write, children before parents; fewer where there are no more. As each is placed it is
+    /// no longer a changed one, so asking again goes on behind it.
+    pub(crate) fn dirty_in_order(&mut self, max: usize) -> Result<Vec<DirtyPage>> {
         let mut order = Vec::new();
         if let Some((Child::Dirty(number), level)) = self.root {
-            self.collect_dirty(number, level, &mut order)?;
+            self.collect_dirty(number, level, max, &mut order)?;
         }
         Ok(order)
     }
 
-    fn collect_dirty(&mut self, number: u64, level: u8, order: &mut Vec<DirtyPage>) -> Result<()> {
+    fn collect_dirty(
+        &mut self,
+        number: u64,
+        level: u8,
+        max: usize,
+        order: &mut Vec<DirtyPage>,
+    ) -> Result<()> {
         if level > 0 {
             let page = self.dirty_page(number);
             let children: Vec<Result<Child>> =
                 (0..page.count()).map(|i| Child::decode(page.value(i))).collect();
             for child in children {
+                if order.len() >= max {
+                    return Ok(());
+                }
                 if let Child::Dirty(below) = child? {
-                    self.collect_dirty(below, level - 1, order)?;
+                    self.collect_dirty(below, level - 1, max, order)?;
                 }
             }
         }
-        let key = self.key_within(Child::Dirty(number), level)?;
-        order.push(DirtyPage { number, level, key });
+        if order.len() < max {
+            let key = self.key_within(Child::Dirty(number), level)?;
+            order.push(DirtyPage { number, level, key });
+        }
         Ok(())
     }
 

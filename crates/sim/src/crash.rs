@@ -88,17 +88,20 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
         let step = workload.next_step();
         perform(&*model, &workload, &step).map_err(|e| fail("the model", e))?;
         states.push(expect(&*model, pool, &workload, seed)?);
-        let before = store.statistics().cleaned_segments;
+        let before = store.statistics();
         disk.take_images(every, rng.below(u64::MAX));
         let performed = perform(&*store, &workload, &step).and_then(|()| maintain(&store, &step, &rng));
         performed.map_err(|e| fail(&format!("{step:?}"), e))?;
-        let cleaned = store.statistics().cleaned_segments;
-        if step.moment() != Moment::Clean || cleaned > before {
+        let after = store.statistics();
+        if step.moment() != Moment::Clean || after.cleaner_bytes > before.cleaner_bytes {
             unsynced.insert(step.moment());
         }
-        outcome.cleaned_segments += cleaned - before;
+        outcome.cleaned_segments += after.cleaned_segments - before.cleaned_segments;
         for (operation, image) in disk.taken_images() {
             let mut moments = unsynced.clone();
+            if before.checkpoint_running || after.checkpoint_running {
+                moments.insert(Moment::Checkpoint);
+            }
             match operation {
                 Operation::OpenSegment => drop(moments.insert(Moment::SegmentRoll)),
                 Operation::Superblock => drop(moments.insert(Moment::Checkpoint)),
@@ -131,6 +134,8 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
 fn maintain(store: &Engine, step: &Step, rng: &TestRng) -> ferry_core::Result<()> {
     match step {
         Step::Checkpoint => store.checkpoint(),
+        Step::BeginCheckpoint => store.begin_checkpoint().map(drop),
+        Step::Tend => store.maintain().map(drop),
         Step::Maintain => {
             while store.maintain()? {}
             for _ in 0..2 {

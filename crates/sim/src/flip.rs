@@ -63,8 +63,11 @@ fn play(seed: u64, steps: u64) -> Result<Played, String> {
             flushed = (states.len() - 1, if written > log_bytes { flushed.0 } else { flushed.1 });
             log_bytes = written;
         }
-        if matches!(step, Step::Maintain) {
-            store.clean_one().map_err(fail)?;
+        match step {
+            Step::Maintain => store.clean_one().map(drop).map_err(fail)?,
+            Step::BeginCheckpoint => store.begin_checkpoint().map(drop).map_err(fail)?,
+            Step::Tend => store.maintain().map(drop).map_err(fail)?,
+            Step::Write(..) | Step::TakeSnap(_) | Step::DropSnap(_) | Step::Flush | Step::Checkpoint => {}
         }
     }
     Ok(Played { disk, store, pool, states, flushed })

@@ -28,6 +28,10 @@ pub enum Step {
     Flush,
     /// A checkpoint is made.
     Checkpoint,
+    /// A checkpoint is begun, for later steps to go on with.
+    BeginCheckpoint,
+    /// A little of what can wait is done: a piece of a checkpoint, a step of the cleaner.
+    Tend,
     /// The cleaner and the trimmer work until they have nothing to do.
     Maintain,
 }
@@ -62,8 +66,8 @@ impl Step {
             Self::Write(..) | Self::TakeSnap(_) => Moment::Write,
             Self::DropSnap(_) => Moment::SnapDelete,
             Self::Flush => Moment::Flush,
-            Self::Checkpoint => Moment::Checkpoint,
-            Self::Maintain => Moment::Clean,
+            Self::Checkpoint | Self::BeginCheckpoint => Moment::Checkpoint,
+            Self::Tend | Self::Maintain => Moment::Clean,
         }
     }
 }
@@ -111,6 +115,8 @@ impl Workload {
                 Step::DropSnap(self.snaps.remove(i))
             }
             4 => Step::Checkpoint,
+            7 => Step::BeginCheckpoint,
+            8..=11 => Step::Tend,
             5 | 6 => Step::Maintain,
             _ => self.write(),
         }
@@ -202,7 +208,7 @@ pub fn perform(store: &dyn Store, workload: &Workload, step: &Step) -> Result<()
         }
         Step::DropSnap(snap) => store.release_snap(workload.pool, *snap).wait(),
         Step::Flush => store.flush().wait(),
-        Step::Checkpoint | Step::Maintain => Ok(()),
+        Step::Checkpoint | Step::BeginCheckpoint | Step::Tend | Step::Maintain => Ok(()),
     }
 }
 

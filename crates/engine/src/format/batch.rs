@@ -1,7 +1,7 @@
 //! Header of a batch: what one append to the log holds. Layout: `docs/format/batch.md`.
 //!
 //! Invariants
-//! - `sequence` grows by one from batch to batch of an epoch, over all log heads.
+//! - `sequence` grows by one from batch to batch of an epoch, over all log heads; batches that are not replayed have none.
 //! - The checksum covers every header block to its end, so no byte of it is without one.
 //! - A batch is valid if its header is and every payload block matches the CRC its record gives.
 
@@ -17,6 +17,9 @@ use crate::limits::{BATCH_HEADER_BLOCKS_MAX, BLOCK};
 
 const MAGIC: [u8; 4] = *b"FBAT";
 const VERSION: u16 = 1;
+
+/// The sequence of a batch that has none: it is not replayed.
+pub(crate) const UNSEQUENCED: u64 = 0;
 
 /// Bytes of the fixed part; records follow.
 pub(crate) const FIXED_BYTES: usize = size_of::<RawBatchHeader>();
@@ -57,7 +60,7 @@ pub(crate) struct BatchHeader {
     pub(crate) life: u64,
     /// The epoch it was written in.
     pub(crate) epoch: u64,
-    /// Its place in the order of all batches.
+    /// Its place in the order of all batches, or [`UNSEQUENCED`].
     pub(crate) sequence: u64,
     /// Every batch up to this sequence was durable when this one was written.
     pub(crate) durable_upto: u64,

@@ -10,12 +10,73 @@ use crate::disk::{Disk, FileId, SegmentNo};
 
 /// Writes the changed pages one behind the other, as a checkpoint does.
 fn write_out(tree: &mut Tree, disk: &SimDisk, next: &mut u32) {
-    for page in tree.dirty_in_order().unwrap() {
+    while write_some(tree, disk, next, usize::MAX) {}
+}
+
+/// Writes some of them. `false` where there were none.
+fn write_some(tree: &mut Tree, disk: &SimDisk, next: &mut u32, max: usize) -> bool {
+    let pages = tree.dirty_in_order(max).unwrap();
+    let any = !pages.is_empty();
+    for page in pages {
         let (bytes, crc) = tree.seal(&page);
         let address = Address::new(SegmentNo(1 + *next / 1000), *next % 1000);
         disk.write(FileId::Segment(address.segment()), u64::from(address.block()) * 4096, &[bytes]).unwrap();
         tree.place(&page, address, crc).unwrap();
         *next += 1;
+    }
+    any
+}
+
+/// Everything in a tree.
+fn all(tree: &mut Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let all = tree.scan(b"", After::Including, b"", usize::MAX).unwrap();
+    all.into_iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+}
+
+#[test]
+fn what_changes_while_frozen_pages_are_written_is_seen_at_once_and_written_the_next_time() {
+    for seed in 0..6 {
+        let rng = TestRng::new(seed);
+        let disk = Arc::new(SimDisk::new(seed));
+        for n in 1..60 {
+            disk.create(FileId::Segment(SegmentNo(n)), 1000 * 4096).unwrap();
+        }
+        let mut tree = Tree::open(Arc::clone(&disk) as Arc<dyn Disk>, None, 16);
+        let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut next = 0;
+        let space = [60, 400][usize::try_from(seed % 2).unwrap()];
+        let change = |tree: &mut Tree, model: &mut BTreeMap<Vec<u8>, Vec<u8>>| {
+            let key = format!("{:05}", rng.below(space)).into_bytes();
+            if rng.one_in(3) {
+                assert_eq!(tree.remove(&key).unwrap(), model.remove(&key).is_some());
+            } else {
+                let value = vec![7; usize::try_from(rng.below(700)).unwrap()];
+                tree.insert(&key, &value).unwrap();
+                model.insert(key, value);
+            }
+            let from = format!("{:05}", rng.below(space)).into_bytes();
+            let some = tree.scan(&from, After::Excluding, b"0", 5).unwrap();
+            let want = model.range(from.clone()..).filter(|(k, _)| **k != from).take(5);
+            assert!(some.iter().map(|e| (&e.0[..], &e.1[..])).eq(want.map(|e| (&e.0[..], &e.1[..]))));
+            assert_eq!(tree.get(&from).unwrap().as_deref(), model.get(&from).map(Vec::as_slice));
+        };
+        for _ in 0..40 {
+            for _ in 0..rng.below(100) {
+                change(&mut tree, &mut model);
+                tree.merge_apart(1).unwrap();
+            }
+            while tree.merge_apart(9).unwrap() {}
+            tree.freeze();
+            let frozen = model.clone();
+            while write_some(&mut tree, &disk, &mut next, 3) {
+                change(&mut tree, &mut model);
+                change(&mut tree, &mut model);
+            }
+            let mut written = Tree::open(Arc::clone(&disk) as Arc<dyn Disk>, tree.root(), 16);
+            assert!(all(&mut written) == frozen, "seed {seed}: the pages written are not those frozen");
+            tree.thaw();
+            assert!(all(&mut tree) == model, "seed {seed}");
+        }
     }
 }
 
