@@ -14,6 +14,7 @@ mod meta;
 mod namespace;
 mod opened;
 mod pool;
+mod readers;
 mod snap;
 mod transfer;
 mod trash;

@@ -193,3 +193,15 @@ fn what_cannot_be_imported_is_said_in_the_words_of_rbd() {
     home.ok("import file");
     assert_eq!(home.ok("ls"), "a\nfile\n");
 }
+
+#[test]
+fn a_full_disk_ends_an_export() {
+    let home = Home::new();
+    disk(&home);
+    home.ok("import disk a");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = home.command(Name::Ferry).args(["export", "a", "-"]).stdout(full).output().unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(28), "{err}");
+    assert!(err.contains("cannot export rbd/a: cannot write the exported image"), "{err}");
+}

@@ -1,9 +1,11 @@
 //! `rbd export`: a raw image, or an image stream with its snapshots.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use ferry_core::{Error, ExtentState, Result, SnapId};
+use ferry_core::{Error, ExtentState, Reply, Result, SnapId, SparseData};
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::export_diff::write_changes;
@@ -17,11 +19,11 @@ use crate::zeroes::runs;
 
 /// Where a raw image goes, from its start to its end without gaps: a file, a pipe.
 pub trait RawTarget: Send {
-    /// Takes the next bytes.
+    /// Takes the next bytes. They may be written later, in their turn: then an error comes with a later call.
     ///
     /// # Errors
     /// Those of writing.
-    fn data(&mut self, bytes: &[u8]) -> Result<()>;
+    fn data(&mut self, bytes: Bytes) -> Result<()>;
 
     /// Takes that many zeros, best as a hole.
     ///
@@ -30,21 +32,38 @@ pub trait RawTarget: Send {
     fn hole(&mut self, length: u64) -> Result<()>;
 }
 
+/// Where the objects of an export are read. A store may do all of a read on the thread that asks; on threads of their own,
+/// several reads wait for the disk at once, and while others are being written.
+pub trait Readers: Send + Sync {
+    /// Begins `read`, at once or when a reader is free.
+    fn begin(&self, read: BoxFuture<'static, Result<SparseData>>) -> Reply<SparseData>;
+}
+
+/// Reads on the thread that exports.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadHere;
+
+impl Readers for ReadHere {
+    fn begin(&self, read: BoxFuture<'static, Result<SparseData>>) -> Reply<SparseData> {
+        Reply::Pending(read)
+    }
+}
+
 /// A raw image into anything that can be written; holes are written as zeros.
 #[derive(Debug)]
 pub struct WriteTarget<W>(pub W);
 
 impl<W: Write + Send> RawTarget for WriteTarget<W> {
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.write_all(bytes).map_err(|e| Error::io("cannot write the exported image", e))
+    fn data(&mut self, bytes: Bytes) -> Result<()> {
+        self.0.write_all(&bytes).map_err(|e| Error::io("cannot write the exported image", e))
     }
 
     fn hole(&mut self, length: u64) -> Result<()> {
         let mut left = length;
         while left > 0 {
-            let block = [0; 65536];
-            let n = usize::try_from(left).map_or(block.len(), |left| left.min(block.len()));
-            self.data(&block[..n])?;
+            const BLOCK: &[u8] = &[0; 65536];
+            let n = usize::try_from(left).map_or(BLOCK.len(), |left| left.min(BLOCK.len()));
+            self.data(Bytes::from_static(&BLOCK[..n]))?;
             left -= n as u64;
         }
         Ok(())
@@ -56,14 +75,19 @@ impl<W: Write + Send> RawTarget for WriteTarget<W> {
 ///
 /// # Errors
 /// Those of the store and of the target.
-pub async fn export_raw(source: &Image, target: &mut dyn RawTarget, progress: Progress<'_>) -> Result<()> {
-    let revision = source.revision().await?;
+pub async fn export_raw(
+    source: &Image,
+    readers: &dyn Readers,
+    target: &mut dyn RawTarget,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let revision = Arc::new(source.revision().await?);
     let (size, step) = (revision.size, revision.layout.object_size());
     let starts = stream::iter((0..size.div_ceil(step)).map(|n| n * step));
-    let revision = &revision;
-    let reads = starts.map(|offset| async move {
-        let length = step.min(size - offset);
-        revision.read(offset, length).await.map(|data| (offset, length, data))
+    let reads = starts.map(|offset| {
+        let (length, revision) = (step.min(size - offset), Arc::clone(&revision));
+        let begun = readers.begin(Box::pin(async move { revision.read(offset, length).await }));
+        async move { begun.await.map(|data| (offset, length, data)) }
     });
     let mut reads = std::pin::pin!(reads.buffered(OBJECTS_IN_FLIGHT));
     while let Some((offset, length, data)) = reads.try_next().await? {
@@ -90,7 +114,7 @@ fn put_data(target: &mut dyn RawTarget, offset: u64, bytes: &Bytes) -> Result<()
         if run.is_zero {
             target.hole(run.length as u64)?;
         } else {
-            target.data(&bytes[run.start..run.start + run.length])?;
+            target.data(bytes.slice(run.start..run.start + run.length))?;
         }
     }
     Ok(())

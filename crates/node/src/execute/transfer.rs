@@ -20,6 +20,7 @@ use futures_util::TryStreamExt;
 use super::files::{FileTarget, raw_source, settle};
 use super::image::SPARSE_SIZE;
 use super::opened::Opened;
+use super::readers::ReadThreads;
 use super::{Run, failed};
 use crate::api::{
     DiffExtent, Done, ExportFormat, Failure, ImageRef, LayoutOptions, Progress, Response, Streams,
@@ -160,7 +161,8 @@ impl Run<'_> {
         let exported = match format {
             ExportFormat::Raw => match FileTarget::new(output) {
                 Ok(mut target) => {
-                    let result = export_raw(&image, &mut target, &mut |d, t| step.at(d, t)).await;
+                    let readers = ReadThreads::start();
+                    let result = export_raw(&image, &readers, &mut target, &mut |d, t| step.at(d, t)).await;
                     result.and_then(|()| target.finish())
                 }
                 Err(e) => Err(e),

@@ -13,7 +13,7 @@ use crate::image::Image;
 use crate::progress::silent;
 use crate::remove::{UsedParent, remove};
 use crate::stream::ImageStreamReader;
-use crate::transfer::export::{WriteTarget, export_raw, export_stream};
+use crate::transfer::export::{ReadHere, WriteTarget, export_raw, export_stream};
 use crate::transfer::export_diff::export_diff;
 use crate::transfer::import::{ReadSource, import_raw, import_stream};
 use crate::transfer::import_diff::import_diff;
@@ -127,7 +127,7 @@ impl World {
         self.doing = format!("export and import raw {}@{at}", self.images[n].name);
         let source = Image { at, ..self.open_read(n).await? };
         let mut file = WriteTarget(Vec::new());
-        export_raw(&source, &mut file, &mut silent).await?;
+        export_raw(&source, &ReadHere, &mut file, &mut silent).await?;
         if file.0 != self.images[n].at(at) {
             return Err(mismatch("an export holds other bytes than the image"));
         }
