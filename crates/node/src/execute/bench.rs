@@ -1,18 +1,26 @@
 //! Measuring an image: bench.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_core::{BlockDevice, Errno, Reply, Rng};
+use ferry_core::{BlockDevice, Env, Errno, Result, Rng};
 use ferry_image::device::ImageDevice;
 use ferry_image::header::Opening;
+use futures_util::stream::{self, StreamExt};
 
 use super::{Run, failed};
-use crate::api::{BenchPattern, BenchResult, BenchRow, BenchType, Command, Done, Failure, Response};
+use crate::api::{BenchPattern, BenchResult, BenchRow, BenchType, Command, Done, Events, Failure, Response};
 
 /// Rates are shown over this many seconds, as `rbd` shows them.
 const WINDOW: usize = 5;
+
+/// Threads a measurement starts at most: more than any disk answers at once.
+const THREADS_MAX: usize = 64;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -23,12 +31,6 @@ struct Load {
     total: u64,
     pattern: BenchPattern,
     read_percent: u64,
-}
-
-/// A request under way.
-enum Pending {
-    Read(Reply<Bytes>),
-    Write(Reply<()>),
 }
 
 /// What was done.
@@ -63,70 +65,154 @@ impl Run<'_> {
         }
         let slots = usize::try_from(io_threads).unwrap_or(1).max(1);
         let load = Load { io_type, io_size, slots, total: io_total, pattern, read_percent };
-        let result = self.drive(&device, &load).await.map_err(cannot())?;
+        let result = drive(&device, &load, self.env, self.events).await.map_err(cannot())?;
         drop(device);
         self.close(opened).await?;
         Ok(Response::Bench(result))
     }
+}
 
-    /// Keeps as many requests in flight as there are slots until all are made.
-    async fn drive(&self, device: &ImageDevice, load: &Load) -> ferry_core::Result<BenchResult> {
-        let (clock, rng) = (&self.env.clock, &*self.env.rng);
-        let data = Bytes::from(vec![
-            rng.next_u64().to_le_bytes()[0] | 1;
-            usize::try_from(load.io_size).unwrap_or(0)
-        ]);
-        let mut places = places(device.size(), load, rng);
-        let began = clock.elapsed();
-        self.events.measured(&row(began, began, 0, load));
-        let mut window: VecDeque<(Duration, u64)> = VecDeque::from([(began, 0)]);
-        let (mut tally, mut made) = (Tally::default(), 0);
-        while made * load.io_size < load.total {
-            let mut flight = Vec::with_capacity(load.slots);
-            for place in &mut places {
-                if made * load.io_size >= load.total {
-                    break;
-                }
-                advance(place, device.size(), load, rng);
-                let reads = match load.io_type {
-                    BenchType::Read => true,
-                    BenchType::Write => false,
-                    BenchType::ReadWrite => rng.next_u64() % 100 < load.read_percent,
-                };
-                flight.push(if reads {
-                    tally.reads += 1;
-                    Pending::Read(device.read(*place, load.io_size))
-                } else {
-                    tally.writes += 1;
-                    Pending::Write(device.write(*place, data.clone()))
-                });
-                made += 1;
+/// Keeps as many requests in flight as there are slots until all are made. A request of the engine runs on the thread that
+/// makes it, so requests in flight are threads; beyond [`THREADS_MAX`] a thread keeps several.
+async fn drive(device: &dyn BlockDevice, load: &Load, env: &Env, events: &dyn Events) -> Result<BenchResult> {
+    let (clock, rng) = (&*env.clock, &*env.rng);
+    let data =
+        Bytes::from(vec![rng.next_u64().to_le_bytes()[0] | 1; usize::try_from(load.io_size).unwrap_or(0)]);
+    let began = clock.elapsed();
+    events.measured(&row(began, began, 0, load));
+    let course = Course {
+        load,
+        size: device.size(),
+        rng,
+        state: Mutex::new(State {
+            places: places(device.size(), load, rng),
+            made: 0,
+            done: 0,
+            tally: Tally::default(),
+            window: VecDeque::from([(began, 0)]),
+        }),
+        began,
+    };
+    let threads = load.slots.min(THREADS_MAX);
+    let outcome = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|n| {
+                let share = load.slots / threads + usize::from(n < load.slots % threads);
+                let (course, data) = (&course, &data);
+                scope.spawn(move || {
+                    let result = futures_executor::block_on(course.run(share, device, data, || {
+                        course.count(clock.elapsed(), events);
+                    }));
+                    if result.is_err() {
+                        course.stop();
+                    }
+                    result
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|w| w.join().expect("a thread of a measurement does not panic"))
+            .fold(Ok(()), Result::and)
+    });
+    outcome?;
+    device.flush().await?;
+    let now = clock.elapsed();
+    let (made, tally) = {
+        let state = course.state();
+        (state.made, state.tally)
+    };
+    let part = |ops| row(began, now, ops, load);
+    Ok(BenchResult {
+        whole: part(made),
+        parts: (load.io_type == BenchType::ReadWrite).then(|| (part(tally.reads), part(tally.writes))),
+    })
+}
+
+/// A measurement under way, shared by its threads.
+#[derive(Debug)]
+struct Course<'a> {
+    load: &'a Load,
+    size: u64,
+    rng: &'a dyn Rng,
+    began: Duration,
+    state: Mutex<State>,
+}
+
+/// How far it is.
+#[derive(Debug)]
+struct State {
+    places: Vec<u64>,
+    made: u64,
+    done: u64,
+    tally: Tally,
+    /// When the last seconds began, and what was done by then.
+    window: VecDeque<(Duration, u64)>,
+}
+
+impl Course<'_> {
+    /// Makes requests until there are none left, `share` of them at once; tells `done` after each.
+    async fn run(&self, share: usize, device: &dyn BlockDevice, data: &Bytes, done: impl Fn()) -> Result<()> {
+        let requests = stream::iter(std::iter::from_fn(|| self.next())).map(|(reads, place)| async move {
+            if reads {
+                device.read(place, self.load.io_size).await.map(drop)
+            } else {
+                device.write(place, data.clone()).await
             }
-            for pending in flight {
-                match pending {
-                    Pending::Read(reply) => drop(reply.await?),
-                    Pending::Write(reply) => reply.await?,
-                }
-            }
-            let now = clock.elapsed();
-            let last = window.back().map_or(began, |(at, _)| *at);
-            if (now - began).as_secs() != (last - began).as_secs() {
-                window.push_back((now, made));
-                if window.len() > WINDOW + 1 {
-                    window.pop_front();
-                }
-                let (from, before) = window.front().copied().unwrap_or((began, 0));
-                let lately = row(from, now, made - before, load);
-                self.events.measured(&BenchRow { seconds: (now - began).as_secs(), ops: made, ..lately });
-            }
+        });
+        let mut answers = std::pin::pin!(requests.buffer_unordered(share));
+        while let Some(answer) = answers.next().await {
+            answer?;
+            done();
         }
-        device.flush().await?;
-        let now = clock.elapsed();
-        let part = |ops| row(began, now, ops, load);
-        Ok(BenchResult {
-            whole: part(made),
-            parts: (load.io_type == BenchType::ReadWrite).then(|| (part(tally.reads), part(tally.writes))),
-        })
+        Ok(())
+    }
+
+    /// The next request: whether it reads, and where.
+    fn next(&self) -> Option<(bool, u64)> {
+        let mut state = self.state();
+        if state.made.saturating_mul(self.load.io_size) >= self.load.total {
+            return None;
+        }
+        let reads = match self.load.io_type {
+            BenchType::Read => true,
+            BenchType::Write => false,
+            BenchType::ReadWrite => self.rng.next_u64() % 100 < self.load.read_percent,
+        };
+        let slot = usize::try_from(state.made % self.load.slots as u64).expect("a slot is a place in memory");
+        advance(&mut state.places[slot], self.size, self.load, self.rng);
+        let made = if reads { &mut state.tally.reads } else { &mut state.tally.writes };
+        *made += 1;
+        state.made += 1;
+        Some((reads, state.places[slot]))
+    }
+
+    /// Counts a request that is done, and shows a row once a second.
+    fn count(&self, now: Duration, events: &dyn Events) {
+        let mut state = self.state();
+        state.done += 1;
+        let done = state.done;
+        let last = state.window.back().map_or(self.began, |(at, _)| *at);
+        let second = now.saturating_sub(self.began).as_secs();
+        if second <= last.saturating_sub(self.began).as_secs() {
+            return;
+        }
+        state.window.push_back((now, done));
+        if state.window.len() > WINDOW + 1 {
+            state.window.pop_front();
+        }
+        let (from, before) = state.window.front().copied().unwrap_or((self.began, 0));
+        let lately = row(from, now, done - before, self.load);
+        events.measured(&BenchRow { seconds: second, ops: done, ..lately });
+    }
+
+    /// Makes no further requests.
+    fn stop(&self) {
+        self.state().made = u64::MAX;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
