@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 const NEEDED: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("nbdinfo", "libnbd-bin"),
+    ("psktool", "gnutls-bin"),
     ("fio", "fio"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),

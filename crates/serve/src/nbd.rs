@@ -7,7 +7,9 @@ mod errno;
 mod handshake;
 pub mod limits;
 mod server;
+mod tls;
 mod wire;
 
 pub use client::{ClientInfo, Peer};
 pub use server::{Listener, Options, Plain, Refusals, Security, Server};
+pub use tls::{Demand, Tls};

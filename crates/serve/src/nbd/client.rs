@@ -85,7 +85,6 @@ impl Client {
         self.export.get_or_init(|| Arc::clone(export));
     }
 
-    #[expect(dead_code, reason = "TLS comes next")]
     /// Notes that it went on encrypted.
     pub(super) fn is_encrypted_now(&self) {
         self.is_encrypted.store(true, Ordering::Relaxed);

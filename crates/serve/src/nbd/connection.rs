@@ -157,6 +157,7 @@ impl std::fmt::Debug for Entering {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// A connection that agreed on what it uses.
     pub(super) fn new(stream: S, agreed: Agreed, client: Arc<Client>, shared: Arc<Shared>) -> Self {
+        let output = Output::new(stream.is_write_vectored());
         Self {
             stream,
             export: agreed.export,
@@ -165,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             client,
             shared,
             input: Input::default(),
-            output: Output::default(),
+            output,
             stage: Stage::Head,
             work: FuturesUnordered::new(),
             unleased: 0,

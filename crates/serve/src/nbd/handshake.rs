@@ -58,7 +58,6 @@ pub(super) enum Step {
 }
 
 /// Whether and when a connection is encrypted.
-#[expect(dead_code, reason = "TLS comes next")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encryption {
     /// There is no TLS here.
@@ -178,7 +177,6 @@ impl<'a> Handshake<'a> {
         }
     }
 
-    #[expect(dead_code, reason = "TLS comes next")]
     /// Goes on encrypted: what was agreed before does not count.
     pub(super) fn is_encrypted_now(&mut self) {
         self.encryption = Encryption::Active;

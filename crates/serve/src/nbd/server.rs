@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use self::listen::Listening;
 pub use self::listen::{Listener, Security};
@@ -26,6 +27,7 @@ use super::client::{Client, ClientInfo, Peer};
 use super::connection::{Connection, Shared};
 use super::handshake::{Agreed, Encryption, Handshake, Step};
 use super::limits::{BUDGET_BYTES, CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, STOP_TIMEOUT};
+use super::tls::Demand;
 use crate::export::{Export, Exports};
 use crate::traffic::Traffic;
 
@@ -103,6 +105,23 @@ struct Listed {
     server: Arc<Server>,
     client: Arc<Client>,
     id: u64,
+}
+
+/// A negotiation with one client, and until when.
+struct Talk<'a> {
+    client: &'a Arc<Client>,
+    deadline: Instant,
+    handshake: Handshake<'a>,
+}
+
+/// What came of it.
+enum Met<S> {
+    /// The client wants an export.
+    Attached(S, Agreed),
+    /// It wants TLS.
+    Encrypt(S),
+    /// It or the server goes.
+    Left,
 }
 
 impl Drop for Listed {
@@ -318,42 +337,49 @@ impl Server {
         }
     }
 
-    async fn serve<S>(&self, mut stream: S, security: &Security, client: &Arc<Client>)
+    async fn serve<S>(&self, stream: S, security: &Security, client: &Arc<Client>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        match self.negotiate(&mut stream, security, client).await {
-            Ok(Some(agreed)) => self.attached(stream, agreed, client).await,
-            Ok(None) => {}
-            Err(_) => {
-                self.refused[1].fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + self.options.handshake_timeout;
+        let mut talk =
+            Talk { client, deadline, handshake: Handshake::new(&self.exports, security.encryption()) };
+        let is_served = match (talk.open(stream).await, security) {
+            (Ok(Met::Attached(stream, agreed)), _) => {
+                self.attached(stream, agreed, client).await;
+                true
             }
+            (Ok(Met::Left), _) => true,
+            (Ok(Met::Encrypt(stream)), Security::Tls(tls, _)) => {
+                match talk.within(tls.accept(stream)).await {
+                    Ok(Some(stream)) => {
+                        client.is_encrypted_now();
+                        talk.handshake.is_encrypted_now();
+                        self.serve_encrypted(talk, stream).await
+                    }
+                    Ok(None) => true,
+                    Err(_) => false,
+                }
+            }
+            (Ok(Met::Encrypt(_)), Security::Plain) | (Err(_), _) => false,
+        };
+        if !is_served {
+            self.refused[1].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// What the client wants, or nothing where it or the server goes.
-    async fn negotiate<S>(
-        &self,
-        stream: &mut S,
-        security: &Security,
-        client: &Client,
-    ) -> io::Result<Option<Agreed>>
+    /// Goes on over TLS; whether the negotiation came to its end.
+    async fn serve_encrypted<S>(&self, mut talk: Talk<'_>, stream: S) -> bool
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut handshake = Handshake::new(&self.exports, security.encryption());
-        let talk = async {
-            handshake.greet(stream).await?;
-            handshake.negotiate(stream).await
-        };
-        let step = tokio::select! {
-            step = tokio::time::timeout(self.options.handshake_timeout, talk) => step??,
-            () = std::future::poll_fn(|cx| client.poll_ended(cx)) => return Ok(None),
-        };
-        match step {
-            Step::Attached(agreed) => Ok(Some(agreed)),
-            Step::Left => Ok(None),
-            Step::Encrypt => Err(io::Error::other("no TLS here")),
+        match talk.go_on(stream).await {
+            Ok(Met::Attached(stream, agreed)) => {
+                self.attached(stream, agreed, talk.client).await;
+                true
+            }
+            Ok(Met::Left) => true,
+            Ok(Met::Encrypt(_)) | Err(_) => false,
         }
     }
 
@@ -380,10 +406,55 @@ impl Server {
     }
 }
 
+impl<'a> Talk<'a> {
+    /// Greets, then as [`Self::go_on`].
+    async fn open<S>(&mut self, mut stream: S) -> io::Result<Met<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (client, deadline) = (self.client, self.deadline);
+        match within(client, deadline, self.handshake.greet(&mut stream)).await? {
+            Some(()) => self.go_on(stream).await,
+            None => Ok(Met::Left),
+        }
+    }
+
+    /// Negotiates.
+    async fn go_on<S>(&mut self, mut stream: S) -> io::Result<Met<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (client, deadline) = (self.client, self.deadline);
+        Ok(match within(client, deadline, self.handshake.negotiate(&mut stream)).await? {
+            Some(Step::Attached(agreed)) => Met::Attached(stream, agreed),
+            Some(Step::Encrypt) => Met::Encrypt(stream),
+            Some(Step::Left) | None => Met::Left,
+        })
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = io::Result<T>>) -> io::Result<Option<T>> {
+        within(self.client, self.deadline, work).await
+    }
+}
+
+/// What comes of `work` until the deadline; nothing where the client is asked to go.
+async fn within<T>(
+    client: &Client,
+    deadline: Instant,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<Option<T>> {
+    tokio::select! {
+        done = tokio::time::timeout_at(deadline, work) => done?.map(Some),
+        () = std::future::poll_fn(|cx| client.poll_ended(cx)) => Ok(None),
+    }
+}
+
 impl Security {
     fn encryption(&self) -> Encryption {
         match self {
             Self::Plain => Encryption::Never,
+            Self::Tls(_, Demand::Required) => Encryption::Demanded,
+            Self::Tls(_, Demand::Allowed) => Encryption::Offered,
         }
     }
 }

@@ -11,11 +11,11 @@ use tokio::runtime::Runtime;
 
 /// See the module.
 pub(crate) struct World {
-    /// Where the server runs.
-    pub(crate) _runtime: Runtime,
+    pub(crate) runtime: Runtime,
     pub(crate) exports: Arc<Exports>,
-    pub(crate) _server: Arc<Server>,
+    pub(crate) server: Arc<Server>,
     pub(crate) directory: tempfile::TempDir,
+    devices: std::sync::Mutex<Vec<(String, Arc<MemoryDevice>)>>,
 }
 
 impl World {
@@ -30,13 +30,19 @@ impl World {
         let server = Server::new(Arc::clone(&exports), options, runtime.handle().clone());
         let directory = tempfile::tempdir().unwrap();
         server.listen_unix(&directory.path().join("socket"), Security::Plain).unwrap();
-        Self { _runtime: runtime, exports, _server: server, directory }
+        Self { runtime, exports, server, directory, devices: std::sync::Mutex::default() }
     }
 
     pub(crate) fn add(&self, name: &str, device: MemoryDevice) -> Arc<MemoryDevice> {
         let device = Arc::new(device);
         self.exports.add(Export::new(name, "", Arc::clone(&device) as _, false)).unwrap();
+        self.devices.lock().unwrap().push((name.to_owned(), Arc::clone(&device)));
         device
+    }
+
+    pub(crate) fn device(&self, name: &str) -> Arc<MemoryDevice> {
+        let devices = self.devices.lock().unwrap();
+        Arc::clone(&devices.iter().find(|d| d.0 == name).unwrap().1)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

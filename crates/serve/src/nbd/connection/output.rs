@@ -12,6 +12,8 @@ use crate::nbd::budget::Lease;
 
 /// Payloads up to this size are copied behind their head. Bytes.
 const COPY_MAX: usize = 1024;
+/// The same where the stream takes one piece at a time, such as TLS: a record holds 16 KiB.
+const COPY_MAX_SINGLE: usize = 16 << 10;
 /// Pieces handed to the kernel at once.
 const SLICES: usize = 96;
 
@@ -25,9 +27,15 @@ pub(super) struct Output {
     queued: usize,
     leased: usize,
     is_flushed: bool,
+    copy_max: usize,
 }
 
 impl Output {
+    /// For a stream that takes several pieces at once, or one.
+    pub(super) fn new(takes_several: bool) -> Self {
+        Self { copy_max: if takes_several { COPY_MAX } else { COPY_MAX_SINGLE }, ..Self::default() }
+    }
+
     /// Nothing is left to write.
     pub(super) fn is_empty(&self) -> bool {
         self.queued == 0 && self.leased == 0 && self.is_flushed
@@ -54,7 +62,7 @@ impl Output {
     /// Appends a payload.
     pub(super) fn data(&mut self, data: Bytes, lease: Option<Lease>) {
         self.is_flushed = false;
-        if data.len() <= COPY_MAX && lease.is_none() {
+        if data.len() <= self.copy_max && lease.is_none() {
             self.queued += data.len();
             self.tail.extend_from_slice(&data);
             return;

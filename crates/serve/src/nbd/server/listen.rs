@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::{Plain, Server};
 use crate::nbd::client::Peer;
 use crate::nbd::limits::{KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, USER_TIMEOUT};
+use crate::nbd::tls::{Demand, Tls};
 
 /// How long accepting rests where the system cannot open another socket.
 const REST: Duration = Duration::from_millis(100);
@@ -35,6 +36,8 @@ pub enum Listener {
 pub enum Security {
     /// Not at all.
     Plain,
+    /// By TLS.
+    Tls(Arc<Tls>, Demand),
 }
 
 /// A socket that is listened on.
@@ -163,12 +166,14 @@ pub(super) fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener>
 /// Refuses to show exports to a network without TLS.
 pub(super) fn check_address(address: SocketAddr, security: &Security, plain: Plain) -> Result<()> {
     let is_local = address.ip().to_canonical().is_loopback();
-    match (security, plain) {
-        (Security::Plain, Plain::Loopback) if !is_local => {
-            let text = "whoever reaches this address could read and write all exports: use TLS, or say in so many \
-                        words that it is meant";
-            Err(Error::new(ErrorKind::Denied, text).with("address", address))
-        }
-        (Security::Plain, Plain::Loopback | Plain::Anywhere) => Ok(()),
+    let is_guarded = match security {
+        Security::Tls(_, Demand::Required) => true,
+        Security::Plain | Security::Tls(_, Demand::Allowed) => false,
+    };
+    if is_local || is_guarded || plain == Plain::Anywhere {
+        return Ok(());
     }
+    let text = "whoever reaches this address could read and write all exports: demand TLS, or say in so many words that \
+                it is meant";
+    Err(Error::new(ErrorKind::Denied, text).with("address", address))
 }
