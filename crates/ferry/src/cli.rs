@@ -4,6 +4,7 @@ mod args;
 mod clone;
 mod cluster;
 mod exit;
+mod export;
 mod feature;
 mod files;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use progress::Reporter;
 /// All verbs, by noun.
 const VERBS: &[&[Verb]] = &[
     clone::VERBS,
+    export::VERBS,
     feature::VERBS,
     image::VERBS,
     job::VERBS,
@@ -51,6 +53,19 @@ const VERBS: &[&[Verb]] = &[
     namespace::VERBS,
     pool::VERBS,
     serve::VERBS,
+    snap::VERBS,
+    transfer::VERBS,
+    trash::VERBS,
+];
+
+/// The verbs that `rbd` has, and those of its own without which ferry could not do them.
+const RBD_VERBS: &[&[Verb]] = &[
+    clone::VERBS,
+    feature::VERBS,
+    image::VERBS,
+    meta::VERBS,
+    namespace::VERBS,
+    pool::VERBS,
     snap::VERBS,
     transfer::VERBS,
     trash::VERBS,
@@ -100,7 +115,11 @@ pub(crate) fn main() -> ExitCode {
 
 /// Does what the arguments ask for.
 fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
-    let (verb, mut parsed) = match args::parse(arguments, VERBS)? {
+    let verbs = match program {
+        Program::Ferry => VERBS,
+        Program::Rbd => RBD_VERBS,
+    };
+    let (verb, mut parsed) = match args::parse(arguments, verbs)? {
         Asked::Verb(verb, parsed) => (verb, parsed),
         // `rbd create --help` shows the list of commands.
         Asked::Help(Some(verb))
@@ -108,10 +127,10 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
         {
             return Ok(print(&help::of_verb(verb, program))?);
         }
-        Asked::Help(_) => return Ok(print(&help::of_all(VERBS, program))?),
+        Asked::Help(_) => return Ok(print(&help::of_all(verbs, program))?),
         Asked::Version => return Ok(print(&version(program))?),
         Asked::Unknown(words) => {
-            let all = help::of_all(VERBS, program);
+            let all = help::of_all(verbs, program);
             return Err(exit::End::unknown(&words, all));
         }
     };

@@ -12,15 +12,15 @@ mod response;
 
 pub use command::{
     BenchPattern, BenchType, CloneCommand, Cluster, ClusterPools, Command, ConfigAction, ConfigLevel, Detail,
-    ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, JobCommand, LayoutOptions, LockCommand,
-    MetaCommand, NamespaceCommand, ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy, SnapCommand,
-    SnapScope, TransferCommand, TrashCommand, TrashScope, UsageCommand,
+    ExportCommand, ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, JobCommand, LayoutOptions,
+    LockCommand, MetaCommand, NamespaceCommand, NbdOptions, ObjectMapCommand, PoolAccess, PoolCommand,
+    Request, SnapBy, SnapCommand, SnapScope, TransferCommand, TrashCommand, TrashScope, UsageCommand,
 };
 pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};
 pub use response::{
-    BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ImageInfo, ImageStatus, JobLine, JobState,
-    ListedImage, ListedSnap, LockHolder, LockList, Migration, MigrationEnd, MigrationSource, ParentInfo,
-    PoolListing, PoolState, PoolStatistics, Response, Setting, SettingsOwner, SnapNamespace, Striping,
-    TrashEntry, Usage, UsageRow, WatcherLine,
+    BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ExportClient, ExportLine, ImageInfo,
+    ImageStatus, JobLine, JobState, ListedImage, ListedSnap, LockHolder, LockList, Migration, MigrationEnd,
+    MigrationSource, ParentInfo, PoolListing, PoolState, PoolStatistics, Response, Setting, SettingsOwner,
+    SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
 };

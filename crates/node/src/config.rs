@@ -24,11 +24,16 @@ use std::path::{Path, PathBuf};
 use ferry_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::spec::SnapSpec;
+
 /// Name of the configuration file in the home.
 const CONFIG_FILE: &str = "ferry.toml";
 
 /// Name of the file that holds secrets; readable by its owner only.
 const SECRETS_FILE: &str = "secrets.toml";
+
+/// Name of the file that holds what the node offers.
+const EXPORTS_FILE: &str = "exports.toml";
 
 /// Name of the default store's directory in the home.
 const DEFAULT_STORE: &str = "store";
@@ -43,6 +48,15 @@ pub struct Config {
     /// Settings by section: `global`, `client`, `client.<id>`.
     #[serde(default)]
     pub config: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// An image that the node offers over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExportRecord {
+    /// Whether writes are refused.
+    pub(crate) read_only: bool,
+    /// The image, or a snapshot of it.
+    pub(crate) image: SnapSpec,
 }
 
 /// The directory all of ferry's own files are in.
@@ -141,6 +155,25 @@ impl Home {
         change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<T>,
     ) -> Result<T> {
         self.update_file(&self.dir.join(SECRETS_FILE), 0o600, change)
+    }
+
+    /// Reads what the node offers over NBD, by name.
+    ///
+    /// # Errors
+    /// As [`Home::load`].
+    pub(crate) fn exports(&self) -> Result<BTreeMap<String, ExportRecord>> {
+        read_toml(&self.dir.join(EXPORTS_FILE))
+    }
+
+    /// Changes what the node offers.
+    ///
+    /// # Errors
+    /// As [`Home::update`].
+    pub(crate) fn update_exports<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, ExportRecord>) -> Result<T>,
+    ) -> Result<T> {
+        self.update_file(&self.dir.join(EXPORTS_FILE), 0o644, change)
     }
 
     /// Reads, changes and replaces one file under its lock.

@@ -4,6 +4,7 @@ mod bench;
 mod clone;
 mod config;
 mod describe;
+mod export;
 mod feature;
 mod files;
 mod image;
@@ -32,11 +33,12 @@ use ferry_image::metadata;
 use ferry_image::pool::Pool;
 
 use crate::api::{
-    Cluster, ClusterPools, Command, Done, Events, Failure, ImageBy, ImageRef, Request, Response, Streams,
+    Cluster, ClusterPools, Command, Done, Event, Events, Failure, Hears, ImageBy, ImageRef, Request,
+    Response, Streams,
 };
 use crate::backend::{Got, IfMissing, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind};
 use crate::cancel::Cancel;
-use crate::config::{Config, Home};
+use crate::config::{Config, ExportRecord, Home};
 use crate::control::{Forwarded, Server};
 use crate::host::{Host, Stay};
 use crate::options::Settings;
@@ -164,26 +166,13 @@ pub(crate) fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Ended {
-    let config = match load(home) {
-        Ok(config) => config,
+    let Request { command, overrides, cluster } = request;
+    let run = match Run::new(host, home, &overrides, cluster, events, cancel) {
+        Ok(run) => run,
         Err(failure) => return Ended::Here(Err(failure)),
     };
-    let settings = Settings::new(&config, &request.overrides);
-    let run = Run {
-        home,
-        config,
-        env: &host.env,
-        host,
-        settings,
-        cluster: request.cluster,
-        stores: Mutex::default(),
-        theirs: Mutex::default(),
-        leftovers: Leftovers::default(),
-        events,
-        cancel,
-    };
     let (result, ended) = futures_executor::block_on(async {
-        let result = Box::pin(run.command(request.command, streams)).await;
+        let result = Box::pin(run.command(command, streams)).await;
         (result, run.leftovers.end().await)
     });
     let is_untouched = run.stores.into_inner().unwrap_or_else(PoisonError::into_inner).is_empty();
@@ -194,6 +183,24 @@ pub(crate) fn run(
             ended.map(|()| response).map_err(close)
         })),
     }
+}
+
+/// Offers an image again that a node before this one offered.
+pub(crate) fn offer(host: &Arc<Host>, home: &Home, name: &str, record: &ExportRecord) -> Done<()> {
+    let (cancel, exporter) = (Cancel::new(), host.exporter().cloned());
+    let run = Run::new(host, home, &BTreeMap::new(), None, &Silent, &cancel)?;
+    match exporter {
+        Some(exporter) => futures_executor::block_on(run.offer(&exporter, name, record)).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Hears nothing.
+#[derive(Debug)]
+struct Silent;
+
+impl Hears for Silent {
+    fn hear(&self, _: Event) {}
 }
 
 /// One command under way.
@@ -214,6 +221,33 @@ struct Run<'a> {
     cancel: &'a Cancel,
 }
 
+impl<'a> Run<'a> {
+    fn new(
+        host: &'a Arc<Host>,
+        home: &'a Home,
+        overrides: &BTreeMap<String, String>,
+        cluster: Option<Cluster>,
+        events: &'a dyn Events,
+        cancel: &'a Cancel,
+    ) -> Done<Self> {
+        let config = load(home)?;
+        let settings = Settings::new(&config, overrides);
+        Ok(Self {
+            home,
+            config,
+            env: &host.env,
+            host,
+            settings,
+            cluster,
+            stores: Mutex::default(),
+            theirs: Mutex::default(),
+            leftovers: Leftovers::default(),
+            events,
+            cancel,
+        })
+    }
+}
+
 /// A store as one command uses it.
 #[derive(Clone, Debug)]
 struct InUse {
@@ -221,10 +255,27 @@ struct InUse {
     store: Arc<dyn Store>,
 }
 
+/// For how long a store answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serving {
+    /// Until the command is asked to end.
+    Command,
+    /// As long as it is open: for what stays when the command is over.
+    Always,
+}
+
 impl InUse {
     /// The store, until the command is asked to end.
     fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
+    }
+
+    /// The store, for as long as `serving` says.
+    fn store_for(&self, serving: Serving) -> Arc<dyn Store> {
+        match serving {
+            Serving::Command => self.store(),
+            Serving::Always => self.owned.store(),
+        }
     }
 }
 
@@ -257,6 +308,8 @@ impl Run<'_> {
             Command::Bench { .. } => Box::pin(self.bench(command)).await,
             Command::Check { pool } => self.check(pool),
             Command::Job(command) => self.job_command(command),
+            Command::Export(command) => Box::pin(self.export_command(command)).await,
+            Command::Nbd(options) => Box::pin(self.nbd(options)).await,
         }
     }
 
@@ -333,14 +386,24 @@ impl Run<'_> {
 
     /// A pool in its default namespace.
     async fn whole_pool(&self, name: &str) -> Done<Pool> {
-        let store = self.store_of(name)?.store();
+        self.whole_pool_for(name, Serving::Command).await
+    }
+
+    /// A pool in its default namespace, for as long as `serving` says.
+    async fn whole_pool_for(&self, name: &str, serving: Serving) -> Done<Pool> {
+        let store = self.store_of(name)?.store_for(serving);
         let pool = Pool::open(store, self.env.clone(), name, &Namespace::default()).await;
         pool.map_err(failed(format!("cannot open pool {name}"), format!("rbd: error opening pool '{name}'")))
     }
 
     /// A pool and a namespace in it, which exists.
     async fn pool(&self, spec: &PoolSpec) -> Done<Pool> {
-        let pool = self.whole_pool(&spec.pool).await?;
+        self.pool_for(spec, Serving::Command).await
+    }
+
+    /// A pool and a namespace in it, which exists, for as long as `serving` says.
+    async fn pool_for(&self, spec: &PoolSpec, serving: Serving) -> Done<Pool> {
+        let pool = self.whole_pool_for(&spec.pool, serving).await?;
         if spec.namespace.is_empty() {
             return Ok(pool);
         }

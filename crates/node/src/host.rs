@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
-use ferry_core::{Env, Errno, Result};
+use ferry_core::{Env, Errno, Error, Result};
+use tokio::runtime::{Handle, Runtime};
 
 use crate::api::{Done, Event, Events, Failure, Hears, Request, Response, Streams};
 use crate::backend::{OWNER_WAIT_MAX, StoreKind, Stores};
@@ -25,8 +26,12 @@ use crate::cancel::Cancel;
 use crate::config::Home;
 use crate::control::{Channel, Door, Forwarded, Tell, VERSION};
 use crate::execute::{self, AGAIN, Ended};
+use crate::exporter::Exporter;
 use crate::jobs::Jobs;
 use steward::Steward;
+
+/// Threads for what is served. More than there are cores: a device keeps its caller waiting while it reads from a disk.
+const WORKERS: usize = 8;
 
 /// How long a process stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub(crate) struct Host {
     door: OnceLock<Door>,
     steward: Mutex<Option<Steward>>,
     jobs: OnceLock<Arc<Jobs>>,
+    exporter: OnceLock<Arc<Exporter>>,
+    runtime: OnceLock<Runtime>,
     calls: Mutex<Calls>,
 }
 
@@ -68,6 +75,8 @@ impl Host {
             door: OnceLock::new(),
             steward: Mutex::default(),
             jobs: OnceLock::new(),
+            exporter: OnceLock::new(),
+            runtime: OnceLock::new(),
             calls: Mutex::default(),
         })
     }
@@ -119,6 +128,34 @@ impl Host {
     /// The jobs of a node; none in other processes.
     pub(crate) fn jobs(&self) -> Option<&Arc<Jobs>> {
         self.jobs.get()
+    }
+
+    /// Images are offered by `exporter` from now on.
+    pub(crate) fn keep_exporter(&self, exporter: Arc<Exporter>) {
+        // A node has one.
+        self.exporter.set(exporter).ok();
+    }
+
+    /// What offers images in a node; none in other processes.
+    pub(crate) fn exporter(&self) -> Option<&Arc<Exporter>> {
+        self.exporter.get()
+    }
+
+    /// Threads for what is served, started at first use.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(crate) fn runtime(&self) -> Result<&Handle> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime.handle());
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .thread_name("serve")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("cannot start the threads of a server", e))?;
+        Ok(self.runtime.get_or_init(|| runtime).handle())
     }
 
     /// Asks the commands of others to end, those that come later too.
@@ -196,10 +233,15 @@ impl Host {
     pub(crate) fn end(&self) -> Result<()> {
         let steward = self.steward.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(steward);
+        self.close_door();
+        self.stores.close()
+    }
+
+    /// Lets nobody in any more, and waits for those inside.
+    pub(crate) fn close_door(&self) {
         if let Some(door) = self.door.get() {
             door.close();
         }
-        self.stores.close()
     }
 }
 

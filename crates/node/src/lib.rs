@@ -8,6 +8,7 @@ pub mod config;
 mod control;
 pub mod env;
 mod execute;
+mod exporter;
 mod host;
 mod jobs;
 pub mod options;

@@ -8,7 +8,8 @@
 
 mod service;
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,15 +19,25 @@ use crate::api::{Done, Events, Failure, Outcome};
 use crate::backend::{Got, IfMissing, Owner, RealStores, Taken};
 use crate::cancel::Cancel;
 use crate::config::Home;
+use crate::execute;
+use crate::exporter::Exporter;
 use crate::host::{Host, Stay};
 use crate::jobs::Jobs;
 
 /// Name of the directory of jobs in the home.
 const JOBS_DIR: &str = "jobs";
 
+/// Name of the socket for NBD in the home.
+const NBD_SOCKET: &str = "nbd.sock";
+
 /// What a node does besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServeOptions {}
+pub struct ServeOptions {
+    /// The unix socket for NBD; one in the home where none is given.
+    pub socket: Option<PathBuf>,
+    /// A TCP address for NBD.
+    pub listen: Option<SocketAddr>,
+}
 
 /// Serves a home until `cancel` is asked for; calls `ready` once commands are taken. Blocks.
 ///
@@ -39,7 +50,7 @@ pub struct ServeOptions {}
 pub fn serve(
     home: &Home,
     env: Env,
-    _options: &ServeOptions,
+    options: &ServeOptions,
     cancel: &Cancel,
     ready: impl FnOnce(),
 ) -> Done<()> {
@@ -49,6 +60,7 @@ pub fn serve(
     host.keep_jobs(Arc::clone(&jobs));
     open_stores(&host, home)?;
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
+    let exporter = export(&host, home, options)?;
     host.door().open_at(home.dir()).map_err(cannot)?;
     let resumed = jobs.resume().map_err(cannot)?;
     tracing::info!(home = %home.dir().display(), jobs = resumed, "node ready");
@@ -60,11 +72,39 @@ pub fn serve(
     jobs.stop();
     host.stop_calls();
     jobs.wait();
-    let ended = host.end();
+    host.close_door();
+    // After the last command: one of them may have added an export.
+    let given_back = futures_executor::block_on(exporter.stop());
+    let ended = given_back.and(host.end());
     drop(owner);
     ended.map_err(|e| Failure::of(&e, "a store could not be closed", "rbd: close error"))?;
     tracing::info!("node stopped");
     Ok(())
+}
+
+/// Listens for clients of NBD and offers what the node before this one offered.
+fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exporter>> {
+    let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
+    let exporter = Arc::new(Exporter::new(host.runtime().map_err(cannot)?));
+    host.keep_exporter(Arc::clone(&exporter));
+    for (name, record) in home.exports().map_err(cannot)? {
+        if let Err(failure) = execute::offer(host, home, &name, &record) {
+            // It stays in the list: what keeps it from being offered may be repaired.
+            tracing::error!(
+                export = name,
+                what = failure.what,
+                cause = failure.cause,
+                "export cannot be offered"
+            );
+        }
+    }
+    // Last: whoever can connect finds the exports.
+    let socket = options.socket.clone().unwrap_or_else(|| home.dir().join(NBD_SOCKET));
+    exporter.listen_unix(&socket).map_err(cannot)?;
+    if let Some(address) = options.listen {
+        exporter.listen_tcp(address).map_err(cannot)?;
+    }
+    Ok(exporter)
 }
 
 /// Takes the home, so that it has one node.

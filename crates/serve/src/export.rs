@@ -243,13 +243,21 @@ impl Exports {
     /// # Errors
     /// `Exists` (17) where the name is taken.
     pub fn add(&self, export: Export) -> Result<Arc<Export>> {
+        let export = Arc::new(export);
+        self.add_shared(Arc::clone(&export)).map(|()| export)
+    }
+
+    /// Offers an export that others hold too.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_shared(&self, export: Arc<Export>) -> Result<()> {
         let mut exports = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if exports.contains_key(export.name()) {
             return Err(Error::exists("an export of this name exists").with("export", export.name()));
         }
-        let export = Arc::new(export);
-        exports.insert(export.name().to_owned(), Arc::clone(&export));
-        Ok(export)
+        exports.insert(export.name().to_owned(), export);
+        Ok(())
     }
 
     /// Offers an export no more. Clients attached to it stay until whoever removes it ends them.

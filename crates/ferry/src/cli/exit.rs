@@ -75,6 +75,7 @@ pub(crate) fn after(response: &Response) -> Option<End> {
         | Response::Diff(_)
         | Response::Locks(_)
         | Response::Jobs(_)
+        | Response::Exports { .. }
         | Response::Bench(_) => None,
     }
 }

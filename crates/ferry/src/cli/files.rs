@@ -79,7 +79,9 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Lock { .. }
         | Command::Bench { .. }
         | Command::Check { .. }
-        | Command::Job(_) => ("rbd: open error", None),
+        | Command::Job(_)
+        | Command::Export(_)
+        | Command::Nbd(_) => ("rbd: open error", None),
     }
 }
 

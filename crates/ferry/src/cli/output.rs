@@ -140,6 +140,9 @@ pub(crate) fn write(out: &mut dyn Write, response: &Response, show: Show) -> io:
         Response::Diff(extents) => show.write(out, || report::diff_tree(extents), || report::diff(extents)),
         Response::Locks(locks) => show.write(out, || report::locks_tree(locks), || report::locks(locks)),
         Response::Bench(result) => out.write_all(report::bench(result).as_bytes()),
+        Response::Exports { exports, added } => {
+            show.write(out, || report::exports_tree(exports), || report::exports(exports, *added))
+        }
         Response::Jobs(jobs) => show.write(out, || report::jobs_tree(jobs), || report::jobs(jobs)),
         Response::Check(report) => show.write(out, || report::check_tree(report), || report::check(report)),
     }

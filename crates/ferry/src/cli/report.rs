@@ -1,11 +1,13 @@
 //! What each result looks like: a text for people and a tree for programs, side by side.
 
+mod export;
 mod image;
 mod job;
 mod meta;
 mod pool;
 mod snap;
 
+pub(crate) use export::{exports, exports_tree};
 pub(crate) use image::{
     children, children_tree, diff, diff_tree, images, images_tree, info, info_tree, locks, locks_tree,
     status, status_tree, usage, usage_tree,

@@ -4,6 +4,7 @@ use ferry_node::serve::ServeOptions;
 
 use super::Plan;
 use super::args::Verb;
+use super::export::{LISTEN, address, socket};
 
 /// The verb.
 pub(crate) const VERBS: &[Verb] = &[Verb {
@@ -11,8 +12,9 @@ pub(crate) const VERBS: &[Verb] = &[Verb {
     alias: None,
     about: "Own the stores of the home and execute commands on them for everybody, until stopped.",
     words: &[],
-    flags: &[],
-    remark: "SIGTERM and SIGINT stop it: commands under way end as interrupted, jobs go on with the next node.\n\
+    flags: &[LISTEN],
+    remark: "Exports are offered over NBD on HOME/nbd.sock, or where --socket says, and on --listen.\n\
+             SIGTERM and SIGINT stop it: commands under way end as interrupted, jobs go on with the next node.\n\
              FERRY_LOG sets how much it logs: error, warn, info (the default), debug or trace.\n",
-    convert: |_, _| Ok(Plan::Serve(ServeOptions::default())),
+    convert: |p, _| Ok(Plan::Serve(ServeOptions { socket: socket(p)?, listen: address(p)? })),
 }];

@@ -7,6 +7,7 @@ mod clones;
 mod errors;
 mod harness;
 mod images;
+mod nbd;
 mod owner;
 mod quick_start;
 mod served;

@@ -1,6 +1,7 @@
 //! Every command with all its parameters.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,48 @@ pub enum Command {
     },
     /// Long operations of a node.
     Job(JobCommand),
+    /// Images a node offers over NBD.
+    Export(ExportCommand),
+    /// Offer one image over NBD until stopped.
+    Nbd(NbdOptions),
+}
+
+/// Images a node offers over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExportCommand {
+    /// Offer one.
+    Add {
+        /// The image, or a snapshot of it.
+        image: SnapSpec,
+        /// What clients ask for; the image's spec where none is given.
+        name: Option<String>,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// List them.
+    List,
+    /// Offer one no more.
+    Remove {
+        /// What clients ask for.
+        name: String,
+        /// Whether attached clients are ended.
+        force: bool,
+    },
+}
+
+/// How one image is offered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NbdOptions {
+    /// The image, or a snapshot of it.
+    pub image: SnapSpec,
+    /// What clients ask for; the image's spec where none is given.
+    pub name: Option<String>,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// A unix socket to listen on.
+    pub socket: Option<PathBuf>,
+    /// A TCP address to listen on.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Long operations of a node.
@@ -148,7 +191,7 @@ impl Command {
     /// Whether it goes on until it is stopped.
     #[must_use]
     pub fn lasts(&self) -> bool {
-        false
+        matches!(self, Self::Nbd(_))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    CloneCommand, Command, ConfigLevel, ImageCommand, ImageRef, LayoutOptions, MetaCommand, NamespaceCommand,
-    PoolCommand, SnapCommand, TransferCommand, TrashCommand,
+    CloneCommand, Command, ConfigLevel, ExportCommand, ImageCommand, ImageRef, LayoutOptions, MetaCommand,
+    NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
 };
 use crate::spec::{ImageSpec, SnapSpec};
 
@@ -67,14 +67,16 @@ impl Command {
             | Self::Lock { image: spec, .. }
             | Self::Bench { image: spec, .. } => image(spec),
             Self::Config { level: ConfigLevel::Pool(pool), .. } => Places::default().pool(pool),
-            Self::Config { level: ConfigLevel::Global(_), .. } | Self::ConfigKey(_) | Self::Job(_) => {
-                Places::default()
-            }
+            Self::Config { level: ConfigLevel::Global(_), .. }
+            | Self::ConfigKey(_)
+            | Self::Job(_)
+            | Self::Export(ExportCommand::List | ExportCommand::Remove { .. }) => Places::default(),
             Self::Namespace(NamespaceCommand::Create(pool) | NamespaceCommand::Remove(pool)) => {
                 Places::default().pool(&pool.pool)
             }
             Self::Namespace(NamespaceCommand::List { pool }) => Places::default().pool(pool),
-            Self::ObjectMap { image, .. } => snap(image),
+            Self::ObjectMap { image, .. } | Self::Export(ExportCommand::Add { image, .. }) => snap(image),
+            Self::Nbd(options) => snap(&options.image),
             Self::Check { pool: Some(pool) } => Places::default().pool(pool),
             Self::Check { pool: None } => Places { default_store: true, ..Places::default() },
         }

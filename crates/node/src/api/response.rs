@@ -71,6 +71,55 @@ pub enum Response {
     Check(CheckReport),
     /// Jobs.
     Jobs(Vec<JobLine>),
+    /// Exports.
+    Exports {
+        /// By name.
+        exports: Vec<ExportLine>,
+        /// Whether they were added by this command.
+        added: bool,
+    },
+}
+
+/// An image offered over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportLine {
+    /// What clients ask for.
+    pub name: String,
+    /// The image, with its snapshot.
+    pub image: String,
+    /// Whether writes are refused.
+    pub is_read_only: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Who is attached.
+    pub clients: Vec<ExportClient>,
+    /// Where clients find it.
+    pub uris: Vec<String>,
+}
+
+impl ExportLine {
+    /// Lines that say how to attach: the URIs, and a command that boots a machine from it.
+    #[must_use]
+    pub fn invitation(&self) -> Vec<String> {
+        let mut lines = self.uris.clone();
+        if let Some(uri) = self.uris.first() {
+            let access =
+                if self.is_read_only { ",readonly=on" } else { ",discard=unmap,detect-zeroes=unmap" };
+            lines.push(format!("qemu-system-x86_64 -m 1G -drive 'file={uri},format=raw,if=virtio{access}'"));
+        }
+        lines
+    }
+}
+
+/// A client of an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportClient {
+    /// Where from.
+    pub peer: String,
+    /// Since when. Seconds since 1970.
+    pub since: u64,
+    /// Whether it speaks TLS.
+    pub is_encrypted: bool,
 }
 
 /// A long operation of a node.

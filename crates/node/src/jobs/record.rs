@@ -119,7 +119,9 @@ impl Command {
             | Self::Lock { .. }
             | Self::Bench { .. }
             | Self::Check { .. }
-            | Self::Job(_) => None,
+            | Self::Job(_)
+            | Self::Export(_)
+            | Self::Nbd(_) => None,
         }
     }
 

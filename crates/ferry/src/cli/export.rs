@@ -1,0 +1,94 @@
+//! Verbs on images offered over NBD. (`export IMAGE FILE`, `rbd`'s, is with the transfers.)
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ferry_node::api::{Command, ExportCommand, NbdOptions};
+
+use super::Plan;
+use super::args::{Context, Flag, Kind, Parsed, Usage, Verb, Word};
+use super::spec::{self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, SNAP};
+
+/// What clients ask for, and whether they may write.
+const OFFER: &[Flag] = &[
+    Flag::new("name", Kind::Text, "name that clients ask for [default: the image spec]"),
+    Flag::new("read-only", Kind::Switch, "refuse writes"),
+];
+
+/// Where to listen.
+pub(crate) const LISTEN: &[Flag] = &[
+    Flag::new("socket", Kind::Text, "unix socket to listen on").value_name("path"),
+    Flag::new("listen", Kind::Text, "TCP address to listen on, loopback only").value_name("address:port"),
+];
+
+/// The verbs.
+pub(crate) const VERBS: &[Verb] = &[
+    Verb {
+        name: "export add",
+        alias: None,
+        about: "Have the node offer an image or a snapshot over NBD.",
+        words: &[IMAGE_OR_SNAP_WORD],
+        flags: &[IMAGE, SNAP, OFFER, FORMAT],
+        remark: "The node offers it again when it is started again.\n\
+                 An image called add, ls or rm is exported to a file as POOL/add.\n",
+        convert: |p, cx| {
+            let image = spec::image_or_snap(p, cx)?;
+            let (name, read_only) = (p.text("name"), p.is_set("read-only"));
+            Plan::run(Command::Export(ExportCommand::Add { image, name, read_only }))
+        },
+    },
+    Verb {
+        name: "export list",
+        alias: Some("export ls"),
+        about: "List what the node offers over NBD, and to whom.",
+        words: &[],
+        flags: &[FORMAT],
+        remark: "",
+        convert: |_, _| Plan::run(Command::Export(ExportCommand::List)),
+    },
+    Verb {
+        name: "export remove",
+        alias: Some("export rm"),
+        about: "Offer an image no more.",
+        words: &[Word::new("name", "name that clients ask for, as `export ls` shows it")],
+        flags: &[&[Flag::new("force", Kind::Switch, "end attached clients")]],
+        remark: "",
+        convert: |p, _| {
+            let name = p.required_word("export name was not specified")?;
+            Plan::run(Command::Export(ExportCommand::Remove { name, force: p.is_set("force") }))
+        },
+    },
+    Verb {
+        name: "nbd",
+        alias: None,
+        about: "Offer one image or snapshot over NBD until interrupted.",
+        words: &[IMAGE_OR_SNAP_WORD],
+        flags: &[IMAGE, SNAP, OFFER, LISTEN],
+        remark: "It prints the URI and a command that boots a machine from it.\n",
+        convert: nbd,
+    },
+];
+
+fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
+    let image = spec::image_or_snap(p, cx)?;
+    let (name, read_only) = (p.text("name"), p.is_set("read-only"));
+    let (socket, listen) = (socket(p)?, address(p)?);
+    if socket.is_none() && listen.is_none() {
+        return Err(Usage::invalid(
+            "where to listen was not specified: --socket PATH or --listen ADDRESS:PORT",
+        ));
+    }
+    Plan::run(Command::Nbd(NbdOptions { image, name, read_only, socket, listen }))
+}
+
+/// `--socket`, wherever the command is executed.
+pub(crate) fn socket(p: &Parsed) -> Result<Option<PathBuf>, Usage> {
+    let path = p.text("socket").map(std::path::absolute).transpose();
+    path.map_err(|e| Usage::invalid(e.to_string()))
+}
+
+/// `--listen`.
+pub(crate) fn address(p: &Parsed) -> Result<Option<SocketAddr>, Usage> {
+    let Some(text) = p.value("listen") else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| Usage::invalid(format!("'{text}' is no address like 127.0.0.1:10809")))
+}

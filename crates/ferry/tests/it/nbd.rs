@@ -1,0 +1,156 @@
+//! Images over NBD, seen by the clients people use.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::{Home, Name, Run, noise, promised};
+
+/// A process that offers one image.
+struct Offer {
+    child: Child,
+    uri: String,
+}
+
+impl Offer {
+    fn start(home: &Home, words: &str) -> Self {
+        let mut child = home
+            .command(Name::Ferry)
+            .args(["nbd", "--socket", "n.sock"])
+            .args(words.split_whitespace())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let uri = lines.next().unwrap().unwrap();
+        assert!(uri.starts_with("nbd+unix:///"), "{uri}");
+        assert!(lines.next().unwrap().unwrap().contains(&format!("file={uri},format=raw")));
+        Self { child, uri }
+    }
+
+    fn stop(mut self) -> i32 {
+        Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Runs a client; it must succeed.
+fn client(dir: &Path, program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(dir).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
+    out
+}
+
+#[test]
+fn one_image_is_offered_until_interrupted() {
+    let home = Home::new();
+    let data = noise(1, 3_000_000);
+    fs::write(home.path("disk"), &data).unwrap();
+    home.ok("import disk a");
+    home.ok("snap create a@before");
+    let offer = Offer::start(&home, "a");
+    client(home.dir(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", "disk", &offer.uri]);
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "write -P 5 4096 65536", "-c", "flush", &offer.uri]);
+    client(home.dir(), "nbdcopy", &[&offer.uri, "copied"]);
+    let mut expected = data.clone();
+    expected[4096..4096 + 65536].fill(5);
+    assert_eq!(&fs::read(home.path("copied")).unwrap()[..data.len()], expected);
+    // Everything else works beside it.
+    assert!(home.ok("status a").contains("watcher="));
+    home.ok("snap create a@after");
+    home.ok("export a@before out");
+    assert_eq!(fs::read(home.path("out")).unwrap()[..data.len()], data);
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "read -P 5 4096 65536", &offer.uri]);
+    let socket = home.path("n.sock");
+    assert!(socket.exists());
+    assert_eq!(offer.stop(), 0);
+    assert!(!socket.exists());
+    assert_eq!(home.ok("status a"), "Watchers: none\n");
+    home.ok("export a out2");
+    assert_eq!(fs::read(home.path("out2")).unwrap()[..data.len()], expected);
+    home.check();
+}
+
+#[test]
+fn a_snapshot_is_offered_to_be_read() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    home.ok("snap create a@s");
+    let offer = Offer::start(&home, "a@s --name old");
+    let info = client(home.dir(), "nbdinfo", &[&offer.uri]);
+    assert!(info.contains("is_read_only: true") && info.contains("export=\"old\""), "{info}");
+    let refused =
+        Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4096", &offer.uri]).output().unwrap();
+    assert!(!refused.status.success());
+}
+
+#[test]
+fn what_cannot_be_offered_is_said() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    assert_eq!(home.fails("nbd a").0, 22);
+    assert_eq!(home.fails("nbd b --socket n.sock").0, 2);
+    assert!(!home.path("n.sock").exists());
+    let (code, err) = home.fails("nbd a --listen 0.0.0.0:0");
+    assert_eq!(code, 13, "{err}");
+    let offer = Offer::start(&home, "a");
+    let (code, err) = home.fails("nbd a --socket n.sock");
+    assert_eq!(code, 16, "{err}");
+    assert_eq!(offer.stop(), 0);
+}
+
+#[test]
+fn a_node_offers_images_again_when_it_is_started_again() {
+    promised("What a node offers over NBD it offers again when it is started again.");
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    assert_eq!(home.fails("export add a").0, 2);
+    let node = home.serve();
+    let told = home.ok("export add a --name vm1");
+    let uri = told.lines().next().unwrap().to_owned();
+    assert_eq!(uri, format!("nbd+unix:///vm1?socket={}", home.path("home/nbd.sock").display()));
+    assert_eq!(home.fails("export add a --name vm1").0, 17);
+    home.ok("export add a --name ro --read-only");
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "write -P 9 0 8192", "-c", "flush", &uri]);
+    let listed = home.ok("export ls");
+    assert!(listed.contains("vm1   rbd/a  1 MiB  read-write"), "{listed}");
+    node.kill();
+    let node = home.serve();
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "read -P 9 0 8192", &uri]);
+    home.ok("export rm ro");
+    assert_eq!(home.fails("export rm ro").0, 2);
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    let _node = home.serve();
+    assert_eq!(home.ok("export ls").lines().count(), 2);
+}
+
+#[test]
+fn an_export_in_use_is_not_removed_unless_forced() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    let _node = home.serve();
+    let told = home.ok("export add a");
+    let uri = told.lines().next().unwrap();
+    let mut client = Command::new("qemu-io").args(["-f", "raw", uri]).stdin(Stdio::piped()).spawn().unwrap();
+    let attached = || home.ok("export ls --format json").contains("\"peer\"");
+    while !attached() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let Run { code, err, .. } = home.run(Name::Ferry, "export rm rbd/a");
+    assert!(code == 16 && err.contains("--force"), "{err}");
+    home.ok("export rm rbd/a --force");
+    assert_eq!(home.ok("export ls"), "");
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    assert_eq!(home.ok("status a"), "Watchers: none\n");
+}

@@ -1,0 +1,125 @@
+//! Images offered over NBD: export add, ls, rm, and nbd.
+
+use std::sync::Arc;
+
+use ferry_core::{Errno, Error};
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+
+use super::{Run, Serving, failed, open_failed};
+use crate::api::{Done, ExportCommand, ExportLine, Failure, ImageRef, NbdOptions, Response};
+use crate::config::ExportRecord;
+use crate::exporter::{Exporter, Offered};
+use crate::spec::SnapSpec;
+
+impl Run<'_> {
+    /// Executes one of them.
+    pub(super) async fn export_command(&self, command: ExportCommand) -> Done<Response> {
+        match command {
+            ExportCommand::Add { image, name, read_only } => {
+                let line = self.export_add(&image, name, read_only).await?;
+                Ok(Response::Exports { exports: vec![line], added: true })
+            }
+            ExportCommand::List => {
+                let exports = self.host.exporter().map_or_else(Vec::new, |exporter| exporter.list());
+                Ok(Response::Exports { exports, added: false })
+            }
+            ExportCommand::Remove { name, force } => {
+                self.export_remove(&name, force).await.map(|()| Response::Done)
+            }
+        }
+    }
+
+    /// Offers an image by the node, also the next one.
+    async fn export_add(&self, image: &SnapSpec, name: Option<String>, read_only: bool) -> Done<ExportLine> {
+        let exporter = self.exporter()?;
+        let name = name.unwrap_or_else(|| image.to_string());
+        let record = ExportRecord { image: image.clone(), read_only };
+        let line = self.offer(exporter, &name, &record).await?;
+        let kept = self.home.update_exports(|exports| Ok(exports.insert(name.clone(), record)));
+        if let Err(e) = kept {
+            let cannot = failed(format!("cannot keep export {name}"), "rbd: export error");
+            exporter
+                .remove(&name)
+                .await
+                .map_err(failed(format!("cannot take export {name} back"), "rbd: export error"))?;
+            return Err(cannot(e).advise("the image is not offered"));
+        }
+        Ok(line)
+    }
+
+    /// Offers an image.
+    pub(crate) async fn offer(
+        &self,
+        exporter: &Exporter,
+        name: &str,
+        record: &ExportRecord,
+    ) -> Done<ExportLine> {
+        let spec = &record.image;
+        let cannot = || failed(format!("cannot offer {spec} as {name}"), "rbd: export error");
+        let image = self.open_to_serve(spec, record.read_only).await?;
+        let offered = Offered::open(exporter.runtime(), spec, image, name, record.read_only).await;
+        exporter.add(offered.map_err(cannot())?).await.map_err(cannot())
+    }
+
+    /// An image, or a snapshot of it, that stays open when the command is over.
+    async fn open_to_serve(&self, spec: &SnapSpec, read_only: bool) -> Done<Image> {
+        let pool = self.pool_for(&spec.image.pool_spec(), Serving::Always).await?;
+        let by = ImageRef::from(spec.image.clone());
+        let opening = if read_only || spec.snap.is_some() || pool.is_read_only() {
+            Opening::ReadOnly
+        } else {
+            Opening::ReadWrite
+        };
+        let image = Image::open(&pool, &spec.image.image, opening).await.map_err(|e| open_failed(&e, &by))?;
+        let Some(snap) = &spec.snap else { return Ok(image) };
+        let cannot = failed(format!("cannot open {spec}"), "rbd: error setting snapshot context");
+        image.at_snapshot(snap).map_err(cannot)
+    }
+
+    async fn export_remove(&self, name: &str, force: bool) -> Done<()> {
+        let exporter = self.exporter()?;
+        let cannot = || failed(format!("cannot remove export {name}"), "rbd: export error");
+        let clients = exporter.clients_of(name).unwrap_or(0);
+        if clients > 0 && !force {
+            let error = Error::busy("clients are attached to the export").with("clients", clients);
+            return Err(cannot()(error).advise("nothing was changed; detach them, or end them with --force"));
+        }
+        // Out of the file first: what is not in it does not come back.
+        self.home.update_exports(|exports| Ok(exports.remove(name))).map_err(cannot())?;
+        exporter.remove(name).await.map_err(cannot())
+    }
+
+    fn exporter(&self) -> Done<&Arc<Exporter>> {
+        self.host.exporter().ok_or_else(|| {
+            Failure::plain(Errno::ENOENT, "no node serves this home, so nothing is offered")
+                .advise("`ferry serve` starts one; `ferry nbd IMAGE` offers one image without it")
+        })
+    }
+
+    /// Offers one image until the command is asked to end.
+    pub(super) async fn nbd(&self, options: NbdOptions) -> Done<Response> {
+        let NbdOptions { image, name, read_only, socket, listen } = options;
+        let cannot = || failed(format!("cannot offer {image}"), "rbd: nbd error");
+        let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?));
+        if let Some(socket) = &socket {
+            exporter.listen_unix(socket).map_err(cannot())?;
+        }
+        if let Some(address) = listen {
+            exporter.listen_tcp(address).map_err(cannot())?;
+        }
+        let name = name.unwrap_or_else(|| image.to_string());
+        let record = ExportRecord { image: image.clone(), read_only };
+        let offered = self.offer(&exporter, &name, &record).await;
+        if let Ok(line) = &offered {
+            for text in line.invitation() {
+                self.events.say(&text);
+            }
+            self.cancel.asked().await;
+        }
+        let stopped =
+            exporter.stop().await.map_err(failed(format!("cannot close {image}"), "rbd: close error"));
+        offered?;
+        stopped.map(|()| Response::Done)
+    }
+}

@@ -1,0 +1,288 @@
+//! Images offered over NBD by this process: opened, answered for, given back.
+//!
+//! Invariants
+//! - An image that is offered answers its other clients (`attend`) for as long as it is open.
+//! - An export is taken out of the list before its clients are ended, and its image is closed after the last one is gone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use ferry_core::{Error, ErrorKind, Result};
+use ferry_image::device::ImageDevice;
+use ferry_image::image::Image;
+use ferry_serve::export::{Attendance, Export, Exports};
+use ferry_serve::nbd::{Options, Peer, Security, Server};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use crate::api::{ExportClient, ExportLine};
+use crate::spec::SnapSpec;
+
+/// An image open for being offered.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    image: SnapSpec,
+    export: Arc<Export>,
+    device: ImageDevice,
+    attending: Option<JoinHandle<()>>,
+}
+
+/// Exports and the server for them.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    runtime: Handle,
+    exports: Arc<Exports>,
+    server: Arc<Server>,
+    offered: Mutex<BTreeMap<String, Offered>>,
+    /// Where clients come in, as URIs say it, to which a name is added.
+    places: Mutex<Vec<Place>>,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Unix(PathBuf),
+    Tcp(std::net::SocketAddr),
+}
+
+/// Gives the lock of an image back when its last client is gone, so that others need not ask for it.
+#[derive(Debug)]
+struct GiveBack {
+    runtime: Handle,
+    device: ImageDevice,
+}
+
+impl Attendance for GiveBack {
+    fn attached(&self) {}
+
+    fn left(&self) {
+        let device = self.device.clone();
+        self.runtime.spawn(async move {
+            if let Err(e) = device.release().await {
+                tracing::warn!(error = %e.chain(), "the lock of an image without clients is not given back");
+            }
+        });
+    }
+}
+
+impl Offered {
+    /// Offers `image` under `name`.
+    ///
+    /// # Errors
+    /// Those of opening it for input and output.
+    pub(crate) async fn open(
+        runtime: &Handle,
+        spec: &SnapSpec,
+        image: Image,
+        name: &str,
+        is_read_only: bool,
+    ) -> Result<Self> {
+        let watches = image.session.is_some();
+        let device = ImageDevice::open(image).await?;
+        let attending = watches.then(|| {
+            let (device, image) = (device.clone(), spec.to_string());
+            runtime.spawn(async move {
+                if let Err(e) = device.attend().await {
+                    tracing::error!(image, error = %e.chain(), "image is cut off: its watch is lost");
+                }
+            })
+        });
+        let give_back = GiveBack { runtime: runtime.clone(), device: device.clone() };
+        let export = Export::new(name, spec.to_string(), Arc::new(device.clone()), is_read_only);
+        let export = Arc::new(export.attended_by(Arc::new(give_back)));
+        Ok(Self { image: spec.clone(), export, device, attending })
+    }
+
+    /// Flushes the image and gives it back. Its clients are gone.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn close(self) -> Result<()> {
+        let closed = self.device.close().await;
+        if let Some(attending) = self.attending {
+            attending.abort();
+        }
+        closed
+    }
+}
+
+impl Exporter {
+    /// Exports nothing yet.
+    pub(crate) fn new(runtime: &Handle) -> Self {
+        let exports = Arc::new(Exports::default());
+        let server = Server::new(Arc::clone(&exports), Options::default(), runtime.clone());
+        let (offered, places) = (Mutex::default(), Mutex::default());
+        Self { runtime: runtime.clone(), exports, server, offered, places }
+    }
+
+    /// The threads it works on.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Listens on a unix socket.
+    ///
+    /// # Errors
+    /// `Busy` (16) where somebody listens there.
+    pub(crate) fn listen_unix(&self, path: &Path) -> Result<()> {
+        self.server.listen_unix(path, Security::Plain)?;
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        self.places().push(Place::Unix(path));
+        Ok(())
+    }
+
+    /// Listens on a TCP port.
+    ///
+    /// # Errors
+    /// `Denied` (13) where others than this machine reach it.
+    pub(crate) fn listen_tcp(&self, address: std::net::SocketAddr) -> Result<()> {
+        let address = self.server.listen_tcp(address, Security::Plain)?;
+        self.places().push(Place::Tcp(address));
+        Ok(())
+    }
+
+    /// Offers an image.
+    ///
+    /// # Errors
+    /// `Exists` (17) where the name is taken; the image is given back then.
+    pub(crate) async fn add(&self, offered: Offered) -> Result<ExportLine> {
+        if let Err(e) = self.exports.add_shared(Arc::clone(&offered.export)) {
+            offered.close().await?;
+            return Err(e);
+        }
+        let line = self.line(&offered);
+        tracing::info!(export = line.name, image = line.image, "export added");
+        self.offered().insert(line.name.clone(), offered);
+        Ok(line)
+    }
+
+    /// Whether somebody is attached to an export; `None` where there is none of that name.
+    pub(crate) fn clients_of(&self, name: &str) -> Option<usize> {
+        self.offered().get(name).map(|offered| offered.export.clients())
+    }
+
+    /// Offers an image no more: ends its clients and gives it back.
+    ///
+    /// # Errors
+    /// `NotFound` (2); those of the store.
+    pub(crate) async fn remove(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (exporter, name) = (Arc::clone(self), name.to_owned());
+        on(&self.runtime, async move { exporter.remove_now(&name).await }).await
+    }
+
+    async fn remove_now(&self, name: &str) -> Result<()> {
+        let offered = self.offered().remove(name);
+        let offered =
+            offered.ok_or_else(|| Error::not_found("there is no such export").with("export", name))?;
+        self.exports.remove(name);
+        self.server.end_clients(&offered.export).await;
+        tracing::info!(export = name, "export removed");
+        offered.close().await
+    }
+
+    /// All of them, by name.
+    pub(crate) fn list(&self) -> Vec<ExportLine> {
+        self.offered().values().map(|offered| self.line(offered)).collect()
+    }
+
+    /// Listens no more, ends all clients and gives all images back.
+    ///
+    /// # Errors
+    /// The first there is; all are tried.
+    pub(crate) async fn stop(self: &Arc<Self>) -> Result<()> {
+        let exporter = Arc::clone(self);
+        on(&self.runtime, async move { exporter.stop_now().await }).await
+    }
+
+    async fn stop_now(&self) -> Result<()> {
+        let mut outcome = self.server.stop().await;
+        let offered = std::mem::take(&mut *self.offered());
+        for (name, offered) in offered {
+            self.exports.remove(&name);
+            outcome = outcome.and(offered.close().await);
+        }
+        outcome
+    }
+
+    fn line(&self, offered: &Offered) -> ExportLine {
+        let export = &offered.export;
+        let clients = self
+            .server
+            .list_clients()
+            .into_iter()
+            .filter(|client| client.export.as_ref().is_some_and(|e| Arc::ptr_eq(e, export)));
+        let clients = clients.map(|client| ExportClient {
+            peer: peer(&client.peer),
+            since: client.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            is_encrypted: client.is_encrypted,
+        });
+        ExportLine {
+            name: export.name().to_owned(),
+            image: offered.image.to_string(),
+            is_read_only: export.is_read_only(),
+            size: export.size(),
+            clients: clients.collect(),
+            uris: self.places().iter().map(|place| place.uri(export.name())).collect(),
+        }
+    }
+
+    fn offered(&self) -> MutexGuard<'_, BTreeMap<String, Offered>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs `work` on the threads of `runtime`, whose clock it needs.
+async fn on(runtime: &Handle, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    let done = runtime.spawn(work).await;
+    done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, "work on an export broke off").because(e)))
+}
+
+/// Where a client comes from, for people.
+fn peer(peer: &Peer) -> String {
+    peer.to_string()
+}
+
+impl Place {
+    /// What a client is told to connect to for an export.
+    fn uri(&self, name: &str) -> String {
+        let name = escaped(name, "-._~/");
+        match self {
+            Self::Unix(path) => {
+                format!("nbd+unix:///{name}?socket={}", escaped(&path.to_string_lossy(), "-._~/"))
+            }
+            Self::Tcp(address) => format!("nbd://{address}/{name}"),
+        }
+    }
+}
+
+/// A text as it stands in a URI.
+fn escaped(text: &str, plain: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        let c = char::from(byte);
+        if c.is_ascii_alphanumeric() || plain.contains(c) {
+            out.push(c);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn a_uri_says_where_and_what_in_characters_of_uris() {
+        let place = Place::Unix("/run/a b/nbd.sock".into());
+        assert_eq!(place.uri("rbd/vm@1"), "nbd+unix:///rbd/vm%401?socket=/run/a%20b/nbd.sock");
+        assert_eq!(Place::Tcp("127.0.0.1:10809".parse().unwrap()).uri("a"), "nbd://127.0.0.1:10809/a");
+    }
+}
