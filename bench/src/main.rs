@@ -6,6 +6,7 @@
 mod engine;
 mod image;
 mod measure;
+mod nbd;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ const BENCHES: &[Bench] = &[
     ("large-index", engine::large_index),
     ("clone-chain", image::clone_chain),
     ("import-export", image::import_export),
+    ("nbd-overhead", nbd::overhead),
 ];
 
 fn main() -> ExitCode {
@@ -39,6 +41,10 @@ fn main() -> ExitCode {
         return if printed.is_ok() { ExitCode::from(2) } else { ExitCode::FAILURE };
     };
     let wanted: Vec<String> = arguments.collect();
+    if directory.as_os_str() == "--serve-memory" {
+        let served = wanted.first().ok_or_else(String::new).and_then(|socket| nbd::serve(socket.as_ref()));
+        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let mut code = ExitCode::SUCCESS;
     for (name, run) in BENCHES {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {

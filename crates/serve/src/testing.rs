@@ -93,6 +93,18 @@ impl MemoryDevice {
         self.copy(0, self.size).to_vec()
     }
 
+    /// What is stored. Bytes, in whole pages.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        u64::try_from(pages.len()).expect("it is in memory") * PAGE
+    }
+
+    /// Makes all of it a hole.
+    pub fn fill_with_zeros(&self) {
+        self.pages.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn copy(&self, offset: u64, length: u64) -> Bytes {
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let mut out = Vec::with_capacity(memory(length));
@@ -162,6 +174,83 @@ impl MemoryDevice {
             });
         }
         Reply::ready(result)
+    }
+}
+
+/// A device of nothing but memory: as little work for each request as there can be, for measuring what is above it.
+#[derive(Debug)]
+pub struct FlatDevice(Vec<RwLock<Box<[u8]>>>);
+
+/// Parts of a flat device, each with a lock of its own. Bytes.
+const STRIPE: u64 = 64 << 10;
+
+impl FlatDevice {
+    /// A device of `size` bytes; a multiple of 64 KiB.
+    #[must_use]
+    pub fn new(size: usize) -> Self {
+        let stripe = || RwLock::new(vec![0; memory(STRIPE)].into_boxed_slice());
+        Self((0..size / memory(STRIPE)).map(|_| stripe()).collect())
+    }
+
+    /// The parts of a range: which stripe, from where, and how much of it.
+    fn parts(offset: u64, length: u64) -> impl Iterator<Item = (usize, usize, usize)> {
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let count = (STRIPE - at % STRIPE).min(offset + length - at);
+            let part = (memory(at / STRIPE), memory(at % STRIPE), memory(count));
+            at += count;
+            (count > 0).then_some(part)
+        })
+    }
+
+    fn fill(&self, offset: u64, length: u64, data: impl Fn(&mut [u8], usize)) -> Reply<()> {
+        let mut done = 0;
+        for (stripe, from, count) in Self::parts(offset, length) {
+            let mut bytes = self.0[stripe].write().unwrap_or_else(PoisonError::into_inner);
+            data(&mut bytes[from..from + count], done);
+            done += count;
+        }
+        Reply::ready(Ok(()))
+    }
+}
+
+impl BlockDevice for FlatDevice {
+    fn size(&self) -> u64 {
+        u64::try_from(self.0.len()).expect("it is in memory") * STRIPE
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, length: u64) -> Reply<Bytes> {
+        let mut out = Vec::with_capacity(memory(length));
+        for (stripe, from, count) in Self::parts(offset, length) {
+            let bytes = self.0[stripe].read().unwrap_or_else(PoisonError::into_inner);
+            out.extend_from_slice(&bytes[from..from + count]);
+        }
+        Reply::ready(Ok(out.into()))
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> Reply<()> {
+        let length = u64::try_from(data.len()).expect("it is in memory");
+        self.fill(offset, length, |to, from| to.copy_from_slice(&data[from..from + to.len()]))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Reply<()> {
+        self.fill(offset, length, |to, _| to.fill(0))
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Reply<()> {
+        self.write_zeroes(offset, length)
+    }
+
+    fn flush(&self) -> Reply<()> {
+        Reply::ready(Ok(()))
+    }
+
+    fn extents(&self, offset: u64, length: u64) -> Reply<Vec<DeviceExtent>> {
+        Reply::ready(Ok(vec![DeviceExtent { offset, length, state: ExtentState::Data }]))
     }
 }
 

@@ -16,7 +16,7 @@ fn certificates(directory: &Path, authority: &str) {
     let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let key = |name: &str| {
         std::fs::write(path(name), run("certtool", &["--generate-privkey", "--rsa", "--bits", "2048"]))
-            .unwrap()
+            .unwrap();
     };
     let template = |text: &str| {
         std::fs::write(path("template"), text).unwrap();
