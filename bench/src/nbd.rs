@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferry_serve::export::{Export, Exports};
 use ferry_serve::nbd::{Options, Security, Server};
-use ferry_serve::testing::FlatDevice;
+use ferry_serve::testing::{FlatDevice, NullDevice};
 
 use crate::measure::{ROUNDS, Report, median};
 
@@ -16,7 +16,7 @@ const SIZE: usize = 256 << 20;
 /// How long one measurement takes, where nothing else is said. Seconds.
 const SECONDS: &str = "5";
 
-/// Serves a device in memory on a unix socket until it is killed: what runs in the process that is measured.
+/// Serves a device in memory, or none at all, on a unix socket until it is killed: what runs in the process that is measured.
 pub(crate) fn serve(socket: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -24,8 +24,11 @@ pub(crate) fn serve(socket: &Path) -> Result<(), String> {
         .build()
         .map_err(|e| e.to_string())?;
     let exports = Arc::new(Exports::default());
-    let export = Export::new("", "", Arc::new(FlatDevice::new(SIZE)), false);
-    exports.add(export).map_err(|e| e.chain())?;
+    let memory = Export::new("memory", "", Arc::new(FlatDevice::new(SIZE)), false);
+    let null = Export::new("null", "", Arc::new(NullDevice::new()), false);
+    for export in [memory, null] {
+        exports.add(export).map_err(|e| e.chain())?;
+    }
     let server = Server::new(exports, Options::default(), runtime.handle().clone());
     server.listen_unix(socket, Security::Plain).map_err(|e| e.chain())?;
     loop {
@@ -49,9 +52,9 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    fn start(name: &'static str, socket: &Path, command: &mut Command) -> Result<Self, String> {
+    fn start(name: &'static str, export: &str, socket: &Path, command: &mut Command) -> Result<Self, String> {
         let child = command.stdout(Stdio::null()).spawn().map_err(|e| format!("{name}: {e}"))?;
-        let peer = Self { name, child, uri: format!("nbd+unix:///?socket={}", socket.display()) };
+        let peer = Self { name, child, uri: format!("nbd+unix:///{export}?socket={}", socket.display()) };
         let until = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(socket).is_err() {
             if Instant::now() > until {
@@ -104,14 +107,17 @@ impl Peer {
 pub(crate) fn overhead(place: &Path, report: &mut Report) -> Result<(), String> {
     let seconds = std::env::var("FERRY_BENCH_SECONDS").unwrap_or_else(|_| SECONDS.to_owned());
     let itself = std::env::current_exe().map_err(|e| e.to_string())?;
-    let (ours, theirs) = (place.join("ferry.sock"), place.join("nbdkit.sock"));
+    let socket = |name: &str| place.join(name);
+    let ours = |name, export: &'static str| {
+        let socket = socket(export);
+        Peer::start(name, export, &socket, Command::new(&itself).arg("--serve-memory").arg(&socket))
+    };
+    let mut nbdkit = Command::new("nbdkit");
+    nbdkit.args(["-f", "-U"]).arg(socket("nbdkit")).args(["memory", &SIZE.to_string()]);
     let peers = [
-        Peer::start("ferry", &ours, Command::new(itself).arg("--serve-memory").arg(&ours))?,
-        Peer::start(
-            "nbdkit memory",
-            &theirs,
-            Command::new("nbdkit").args(["-f", "-U"]).arg(&theirs).args(["memory", &SIZE.to_string()]),
-        )?,
+        Peer::start("nbdkit memory", "", &socket("nbdkit"), &mut nbdkit)?,
+        ours("ferry, nothing behind it", "null")?,
+        ours("ferry, memory behind it", "memory")?,
     ];
     for peer in &peers {
         // What is not zero: neither side may leave anything out.
@@ -120,7 +126,7 @@ pub(crate) fn overhead(place: &Path, report: &mut Report) -> Result<(), String> 
     for (name, rw, jobs) in
         [("reads", "randread", 1), ("writes", "randwrite", 1), ("reads, 2 connections", "randread", 2)]
     {
-        let mut results = [Vec::new(), Vec::new()];
+        let mut results = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
             for (peer, results) in peers.iter().zip(&mut results) {
                 results.push(peer.drive(&[
@@ -143,8 +149,11 @@ pub(crate) fn overhead(place: &Path, report: &mut Report) -> Result<(), String> 
                 peer.name
             ));
         }
-        let ratio = middle(0, true) / middle(1, true);
-        report.line(format!("nbd-overhead: 4 KiB {name}: {ratio:.2} of nbdkit's CPU (bar 0.55)"));
+        let ratio = |i| middle(i, true) / middle(0, true);
+        let (null, memory) = (ratio(1), ratio(2));
+        report.line(format!(
+            "nbd-overhead: 4 KiB {name}: {null:.2} of nbdkit's CPU (bar 0.55), {memory:.2} with memory behind it"
+        ));
     }
     Ok(())
 }

@@ -203,6 +203,14 @@ pub struct Entered {
     export: Arc<Export>,
 }
 
+impl Entered {
+    /// Whether the export or its device refuses writes.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        self.export.is_read_only || self.device.is_read_only()
+    }
+}
+
 impl Deref for Entered {
     type Target = dyn BlockDevice;
 

@@ -177,6 +177,65 @@ impl MemoryDevice {
     }
 }
 
+/// A device that stores nothing: reads give bytes that mean nothing, without as much as a copy.
+#[derive(Debug)]
+pub struct NullDevice(Bytes);
+
+impl NullDevice {
+    /// A device.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(MemoryDevice::new(NULL_READ_MAX).filled(1).contents().into())
+    }
+}
+
+impl Default for NullDevice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Longest read of a null device. Bytes.
+const NULL_READ_MAX: u64 = 1 << 20;
+
+impl BlockDevice for NullDevice {
+    fn size(&self) -> u64 {
+        1 << 40
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, length: u64) -> Reply<Bytes> {
+        if length > NULL_READ_MAX {
+            return Reply::ready(Err(Error::invalid("a read of a null device is too long")));
+        }
+        let from = memory(offset % (NULL_READ_MAX - length + 1));
+        Reply::ready(Ok(self.0.slice(from..from + memory(length))))
+    }
+
+    fn write(&self, _: u64, _: Bytes) -> Reply<()> {
+        Reply::ready(Ok(()))
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> Reply<()> {
+        Reply::ready(Ok(()))
+    }
+
+    fn discard(&self, _: u64, _: u64) -> Reply<()> {
+        Reply::ready(Ok(()))
+    }
+
+    fn flush(&self) -> Reply<()> {
+        Reply::ready(Ok(()))
+    }
+
+    fn extents(&self, offset: u64, length: u64) -> Reply<Vec<DeviceExtent>> {
+        Reply::ready(Ok(vec![DeviceExtent { offset, length, state: ExtentState::Data }]))
+    }
+}
+
 /// A device of nothing but memory: as little work for each request as there can be, for measuring what is above it.
 #[derive(Debug)]
 pub struct FlatDevice(Vec<RwLock<Box<[u8]>>>);

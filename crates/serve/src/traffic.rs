@@ -55,23 +55,46 @@ impl Sort {
 #[derive(Debug, Default)]
 pub struct Tally {
     counts: [Counts; SORTS.len()],
+    /// Requests of the round that had not waited before it.
+    fresh: [u64; SORTS.len()],
     is_touched: [bool; SORTS.len()],
 }
 
 impl Tally {
-    /// Counts a request; `bytes` of it succeeded, or it failed.
-    pub fn count(&mut self, sort: Sort, bytes: Option<u64>, took: Duration) {
+    /// Counts a request that was answered: `bytes` of it succeeded, or it failed. `waited` is what it took before the round of
+    /// requests that is on; for most that is nothing.
+    pub fn count(&mut self, sort: Sort, bytes: Option<u64>, waited: Duration) {
         let counts = &mut self.counts[sort.index()];
         self.is_touched[sort.index()] = true;
-        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let class = usize::try_from(u64::BITS - microseconds.leading_zeros()).unwrap_or(usize::MAX);
         counts.requests += 1;
-        counts.microseconds = counts.microseconds.saturating_add(microseconds);
-        counts.durations[class.min(DURATION_CLASSES - 1)] += 1;
         match bytes {
             Some(bytes) => counts.bytes += bytes,
             None => counts.errors += 1,
         }
+        if waited.is_zero() {
+            self.fresh[sort.index()] += 1;
+        } else {
+            counts.lasted(1, waited);
+        }
+    }
+
+    /// Ends the round, which took so long; so did the requests that came and went in it.
+    pub fn end_round(&mut self, took: Duration) {
+        for (counts, fresh) in self.counts.iter_mut().zip(&mut self.fresh) {
+            counts.lasted(std::mem::take(fresh), took);
+        }
+    }
+}
+
+impl Counts {
+    fn lasted(&mut self, requests: u64, took: Duration) {
+        if requests == 0 {
+            return;
+        }
+        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let class = usize::try_from(u64::BITS - microseconds.leading_zeros()).unwrap_or(usize::MAX);
+        self.microseconds = self.microseconds.saturating_add(microseconds.saturating_mul(requests));
+        self.durations[class.min(DURATION_CLASSES - 1)] += requests;
     }
 }
 

@@ -32,7 +32,7 @@ use self::input::Input;
 use self::large::{LargeRead, LargeWrite, Receiving};
 use self::output::Output;
 use self::reply::{Failure, Style};
-use self::work::Work;
+use self::work::{Elsewhere, Work};
 use super::budget::{Budget, Lease};
 use super::client::Client;
 use super::handshake::{Agreed, Selected};
@@ -258,10 +258,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mut is_any = false;
         while !self.work.is_empty() {
             let Poll::Ready(Some(done)) = Pin::new(&mut self.work).poll_next(cx) else { break };
-            is_any = true;
-            self.unleased -= done.unleased;
-            self.elsewhere -= usize::from(done.was_elsewhere);
-            self.settle(done);
+            let (held, answer, Elsewhere(was_elsewhere)) = done;
+            if !is_any {
+                self.now = Instant::now();
+                is_any = true;
+            }
+            self.unleased -= held.unleased;
+            self.elsewhere -= usize::from(was_elsewhere);
+            self.settle(held, answer);
         }
         is_any
     }
@@ -342,8 +346,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         if let Some(entered) = entered {
             self.entering = None;
-            let is_read_only = self.export.is_read_only();
-            self.now = Instant::now();
+            let is_read_only = entered.refuses_writes();
+            let now = Instant::now();
+            if let Some(tally) = &mut self.tally {
+                tally.end_round(now.saturating_duration_since(self.now));
+            }
+            self.now = now;
             let size = entered.size();
             return Poll::Ready(Round { device: Arc::new(entered), size, is_read_only });
         }
@@ -400,7 +408,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Hands over what was counted since.
     fn count_up(&mut self) {
-        if let Some(tally) = self.tally.take() {
+        if let Some(mut tally) = self.tally.take() {
+            tally.end_round(self.now.elapsed());
             self.shared.traffic.add(&tally);
             self.export.traffic().add(&tally);
         }

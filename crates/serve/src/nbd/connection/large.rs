@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::reply::{Failure, Part};
-use super::work::{Answer, Coming, Done, Owner, Work, elsewhere};
+use super::work::{Answer, Coming, Held, Owner, elsewhere};
 use super::{Blocked, Connection, Round, Stage};
 use crate::nbd::budget::Lease;
 use crate::nbd::limits::{PIECE_MAX, PIECE_MIN, PIECES_UNDER_WAY_MAX};
@@ -138,8 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let unleased = if lease.is_some() { 0 } else { size };
         let owner = Owner::WritePiece(id);
-        let entered = Arc::clone(&round.device);
-        self.start(Work { coming, owner, began: self.now, lease, unleased, _entered: entered }, cx);
+        self.start(coming, Held { owner, began: self.now, lease, unleased }, round, cx);
         None
     }
 
@@ -156,19 +154,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let length = u64::try_from(size).expect("a piece is small");
         let coming = Coming::Data(round.device.read(read.at(), length));
         let unleased = if lease.is_some() { 0 } else { size };
-        let entered = Arc::clone(&round.device);
-        self.start(
-            Work { coming, owner: Owner::ReadPiece, began: self.now, lease, unleased, _entered: entered },
-            cx,
-        );
+        let held = Held { owner: Owner::ReadPiece, began: self.now, lease, unleased };
+        self.start(coming, held, round, cx);
         None
     }
 
     /// A piece of a large write is written, or not.
-    pub(super) fn piece_written(&mut self, id: u64, done: Done) {
+    pub(super) fn piece_written(&mut self, id: u64, answer: Answer) {
         let write = self.large_writes.get_mut(&id).expect("it lives while pieces are under way");
         write.under_way -= 1;
-        if let Answer::Unit(Err(e)) | Answer::Data(Err(e)) | Answer::Status(Err(e)) = done.answer {
+        if let Answer::Unit(Err(e)) | Answer::Data(Err(e)) | Answer::Status(Err(e)) = answer {
             write.failure.get_or_insert_with(|| Failure::of(&e));
         }
         self.finish_write(id);
@@ -188,13 +183,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// A piece of the large read is here, or not.
-    pub(super) fn piece_read(&mut self, done: Done) {
+    pub(super) fn piece_read(&mut self, lease: Option<Lease>, answer: Answer) {
         let Stage::Reading(mut read) = std::mem::replace(&mut self.stage, Stage::Head) else {
             unreachable!("a piece is read while its read is being answered");
         };
         read.is_under_way = false;
         let (request, offset) = (read.request, read.at());
-        let data = match done.answer {
+        let data = match answer {
             Answer::Data(Ok(data)) => data,
             Answer::Data(Err(e)) | Answer::Unit(Err(e)) | Answer::Status(Err(e)) => {
                 return self.read_failed(&read, &Failure::of(&e));
@@ -206,12 +201,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         read.left -= u64::try_from(data.len()).expect("a piece is small");
         let is_last = read.left == 0;
         if self.style.is_structured && !request.has(command_flag::DF) {
-            self.style.chunk(&mut self.output, &request, Part { offset, is_last }, data, done.lease);
+            self.style.chunk(&mut self.output, &request, Part { offset, is_last }, data, lease);
         } else {
             if !std::mem::replace(&mut read.is_promised, true) {
                 self.style.promise(&mut self.output, &request);
             }
-            self.output.data(data, done.lease);
+            self.output.data(data, lease);
             if is_last && self.style.is_structured {
                 self.style.done(&mut self.output, request.cookie);
             }

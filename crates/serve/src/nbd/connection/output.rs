@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
 use crate::nbd::budget::Lease;
@@ -17,17 +17,31 @@ const COPY_MAX_SINGLE: usize = 16 << 10;
 /// Pieces handed to the kernel at once.
 const SLICES: usize = 96;
 
+/// Written heads are forgotten when there are so many. Bytes.
+const HEADS_MAX: usize = 64 << 10;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// What was appended last.
-    tail: BytesMut,
-    /// What comes before it. A payload with a lease gives it back when it is written.
-    queue: VecDeque<(Bytes, Option<Lease>)>,
+    /// All heads, one after the other.
+    heads: Vec<u8>,
+    /// How much of them is written. Bytes.
+    heads_at: usize,
+    /// What is to be written, in order.
+    queue: VecDeque<Segment>,
     queued: usize,
     leased: usize,
     is_flushed: bool,
     copy_max: usize,
+}
+
+/// A run of bytes to write.
+#[derive(Debug)]
+enum Segment {
+    /// So many of the heads.
+    Heads(usize),
+    /// A payload; gives its lease back when it is written.
+    Data(Bytes, Option<Lease>),
 }
 
 impl Output {
@@ -38,7 +52,7 @@ impl Output {
 
     /// Nothing is left to write.
     pub(super) fn is_empty(&self) -> bool {
-        self.queued == 0 && self.leased == 0 && self.is_flushed
+        self.queue.is_empty() && self.is_flushed
     }
 
     /// Bytes waiting without a lease.
@@ -52,28 +66,35 @@ impl Output {
     }
 
     /// Appends what `put` puts.
-    pub(super) fn head(&mut self, put: impl FnOnce(&mut BytesMut)) {
-        let before = self.tail.len();
-        put(&mut self.tail);
-        self.queued += self.tail.len() - before;
-        self.is_flushed = false;
+    pub(super) fn head(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.heads.len();
+        put(&mut self.heads);
+        self.appended(before);
     }
 
     /// Appends a payload.
     pub(super) fn data(&mut self, data: Bytes, lease: Option<Lease>) {
-        self.is_flushed = false;
         if data.len() <= self.copy_max && lease.is_none() {
-            self.queued += data.len();
-            self.tail.extend_from_slice(&data);
+            let before = self.heads.len();
+            self.heads.extend_from_slice(&data);
+            self.appended(before);
             return;
         }
-        if !self.tail.is_empty() {
-            let head = self.tail.split().freeze();
-            self.queue.push_back((head, None));
+        self.is_flushed = false;
+        *(if lease.is_some() { &mut self.leased } else { &mut self.queued }) += data.len();
+        self.queue.push_back(Segment::Data(data, lease));
+    }
+
+    /// Counts what was appended to the heads.
+    fn appended(&mut self, before: usize) {
+        let count = self.heads.len() - before;
+        self.is_flushed = false;
+        self.queued += count;
+        if let Some(Segment::Heads(last)) = self.queue.back_mut() {
+            *last += count;
+        } else {
+            self.queue.push_back(Segment::Heads(count));
         }
-        let count = if lease.is_some() { &mut self.leased } else { &mut self.queued };
-        *count += data.len();
-        self.queue.push_back((data, lease));
     }
 
     /// Writes until all is written or the stream takes no more.
@@ -85,25 +106,22 @@ impl Output {
     where
         S: AsyncWrite,
     {
-        loop {
-            let written = if self.queue.is_empty() {
-                if self.tail.is_empty() {
-                    break;
-                }
-                ready!(stream.as_mut().poll_write(cx, &self.tail))?
-            } else {
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                let mut count = 0;
-                for ((bytes, _), slice) in self.queue.iter().zip(&mut slices) {
-                    *slice = IoSlice::new(bytes);
-                    count += 1;
-                }
-                if count < SLICES && !self.tail.is_empty() {
-                    slices[count] = IoSlice::new(&self.tail);
-                    count += 1;
-                }
-                ready!(stream.as_mut().poll_write_vectored(cx, &slices[..count]))?
-            };
+        while !self.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut heads = &self.heads[self.heads_at..];
+            let mut count = 0;
+            for (segment, slice) in self.queue.iter().zip(&mut slices) {
+                count += 1;
+                *slice = IoSlice::new(match segment {
+                    Segment::Heads(length) => {
+                        let (now, later) = heads.split_at(*length);
+                        heads = later;
+                        now
+                    }
+                    Segment::Data(data, _) => data,
+                });
+            }
+            let written = ready!(stream.as_mut().poll_write_vectored(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -118,29 +136,42 @@ impl Output {
 
     /// Gives the memory of a busy connection back.
     pub(super) fn shrink(&mut self) {
-        if self.tail.is_empty() && self.queue.is_empty() {
-            self.tail = BytesMut::new();
+        if self.queue.is_empty() {
+            self.heads = Vec::new();
             self.queue = VecDeque::new();
         }
     }
 
     fn advance(&mut self, mut written: usize) {
-        while let Some((bytes, lease)) = self.queue.front_mut() {
-            let part = written.min(bytes.len());
-            let count = if lease.is_some() { &mut self.leased } else { &mut self.queued };
-            *count -= part;
-            written -= part;
-            bytes.advance(part);
-            if !bytes.is_empty() {
-                return;
+        while written > 0 {
+            let Some(segment) = self.queue.front_mut() else { break };
+            let is_done = match segment {
+                Segment::Heads(length) => {
+                    let part = written.min(*length);
+                    self.queued -= part;
+                    self.heads_at += part;
+                    *length -= part;
+                    written -= part;
+                    *length == 0
+                }
+                Segment::Data(data, lease) => {
+                    let part = written.min(data.len());
+                    *(if lease.is_some() { &mut self.leased } else { &mut self.queued }) -= part;
+                    data.advance(part);
+                    written -= part;
+                    data.is_empty()
+                }
+            };
+            if is_done {
+                self.queue.pop_front();
             }
-            self.queue.pop_front();
         }
-        self.queued -= written;
-        if written == self.tail.len() {
-            self.tail.clear();
-        } else {
-            self.tail.advance(written);
+        if self.queue.is_empty() {
+            self.heads.clear();
+            self.heads_at = 0;
+        } else if self.heads_at > HEADS_MAX {
+            self.heads.drain(..self.heads_at);
+            self.heads_at = 0;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Replies put together, simple or in chunks.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 use super::output::Output;
 use crate::nbd::budget::Lease;
@@ -166,7 +166,7 @@ pub(super) struct Extents {
     pub(super) parts: Vec<(u32, u32)>,
 }
 
-fn put_extent(out: &mut BytesMut, length: u32, status: u32) {
+fn put_extent(out: &mut Vec<u8>, length: u32, status: u32) {
     out.put_u32(length);
     out.put_u32(status);
 }

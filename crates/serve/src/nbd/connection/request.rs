@@ -1,7 +1,6 @@
 //! One request: whether it may be done, doing it, and answering.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -11,7 +10,7 @@ use ferry_core::Reply;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::reply::Failure;
-use super::work::{Answer, Coming, Done, Owner, Work, elsewhere, read_ahead, status, zero};
+use super::work::{Answer, Coming, Held, Owner, Work, elsewhere, read_ahead, status, zero};
 use super::{Blocked, Connection, End, Round, Stage};
 use crate::nbd::limits::{
     ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_MAX, STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
@@ -192,8 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return self.read_in_pieces(request);
         }
         let coming = Coming::Data(round.device.read(request.offset, u64::from(request.length)));
-        let (owner, entered) = (Owner::Whole(request), Arc::clone(&round.device));
-        self.start(Work { coming, owner, began: self.now, lease, unleased: 0, _entered: entered }, cx);
+        let held = Held { owner: Owner::Whole(request), began: self.now, lease, unleased: 0 };
+        self.start(coming, held, round, cx);
     }
 
     fn start_whole(
@@ -204,18 +203,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         round: &Round,
         cx: &mut Context<'_>,
     ) {
-        let (owner, entered) = (Owner::Whole(request), Arc::clone(&round.device));
-        self.start(Work { coming, owner, began: self.now, lease: None, unleased, _entered: entered }, cx);
+        let held = Held { owner: Owner::Whole(request), began: self.now, lease: None, unleased };
+        self.start(coming, held, round, cx);
     }
 
     /// Answers what is answered already, and lets the rest wait.
-    pub(super) fn start(&mut self, mut work: Work, cx: &mut Context<'_>) {
-        if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
-            return self.settle(done);
+    pub(super) fn start(&mut self, mut coming: Coming, held: Held, round: &Round, cx: &mut Context<'_>) {
+        if let Poll::Ready(answer) = coming.poll(cx) {
+            return self.settle(held, answer);
         }
-        self.unleased += work.unleased;
-        self.elsewhere += usize::from(work.is_elsewhere());
-        self.work.push(work);
+        self.unleased += held.unleased;
+        self.elsewhere += usize::from(coming.is_elsewhere());
+        self.work.push(Work::new(coming, held, Arc::clone(&round.device)));
     }
 
     /// Makes everything acknowledged durable, for all who wait for it.
@@ -235,26 +234,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             elsewhere(&round.device, |device| Answer::Unit(device.flush().wait()))
         };
-        let (owner, entered) = (Owner::Flush, Arc::clone(&round.device));
-        self.start(Work { coming, owner, began, lease: None, unleased: 0, _entered: entered }, cx);
+        let held = Held { owner: Owner::Flush, began, lease: None, unleased: 0 };
+        self.start(coming, held, round, cx);
     }
 
     /// Takes in what the device answered.
-    pub(super) fn settle(&mut self, done: Done) {
-        self.now = Instant::now();
-        match done.owner {
-            Owner::Whole(request) => self.settle_whole(&request, done),
-            Owner::WritePiece(id) => self.piece_written(id, done),
-            Owner::ReadPiece => self.piece_read(done),
-            Owner::Flush => self.flushed(done),
+    pub(super) fn settle(&mut self, held: Held, answer: Answer) {
+        match held.owner {
+            Owner::Whole(request) => self.settle_whole(&request, held, answer),
+            Owner::WritePiece(id) => self.piece_written(id, answer),
+            Owner::ReadPiece => self.piece_read(held.lease, answer),
+            Owner::Flush => self.flushed(held.began, answer),
         }
     }
 
-    fn settle_whole(&mut self, request: &Request, done: Done) {
-        let began = done.began;
-        match done.answer {
+    fn settle_whole(&mut self, request: &Request, held: Held, answer: Answer) {
+        let began = held.began;
+        match answer {
             Answer::Data(Ok(data)) if u64::try_from(data.len()) == Ok(u64::from(request.length)) => {
-                self.style.data(&mut self.output, request, data, done.lease);
+                self.style.data(&mut self.output, request, data, held.lease);
                 self.count(request, true, began);
             }
             Answer::Data(Ok(_)) => {
@@ -284,9 +282,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn flushed(&mut self, done: Done) {
-        self.flushes.took = self.now - done.began;
-        let failure = match done.answer {
+    fn flushed(&mut self, began: Instant, answer: Answer) {
+        self.now = Instant::now();
+        self.flushes.took = self.now.saturating_duration_since(began);
+        let failure = match answer {
             Answer::Unit(Ok(())) | Answer::Data(Ok(_)) | Answer::Status(Ok(_)) => None,
             Answer::Unit(Err(e)) | Answer::Data(Err(e)) | Answer::Status(Err(e)) => Some(Failure::of(&e)),
         };
@@ -307,10 +306,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.count(request, false, began);
     }
 
-    /// Counts a request that is answered.
+    /// Counts a request that is answered: how long it took is known when the round is over, as its reply goes out no sooner.
     pub(super) fn count(&mut self, request: &Request, is_well: bool, began: Instant) {
         let bytes = is_well.then_some(u64::from(request.length));
-        let took = self.now.saturating_duration_since(began);
-        self.tally.get_or_insert_default().count(request.command.sort(), bytes, took);
+        let waited = self.now.saturating_duration_since(began);
+        self.tally.get_or_insert_default().count(request.command.sort(), bytes, waited);
     }
 }

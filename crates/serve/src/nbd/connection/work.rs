@@ -40,23 +40,6 @@ pub(super) enum Answer {
     Status(Result<Vec<Extents>>),
 }
 
-/// A request that is answered.
-#[derive(Debug)]
-pub(super) struct Done {
-    /// What it belongs to.
-    pub(super) owner: Owner,
-    /// What the device said.
-    pub(super) answer: Answer,
-    /// When it came in.
-    pub(super) began: Instant,
-    /// Its memory.
-    pub(super) lease: Option<Lease>,
-    /// Its memory, where it has no lease. Bytes.
-    pub(super) unleased: usize,
-    /// Whether another thread did it.
-    pub(super) was_elsewhere: bool,
-}
-
 /// An answer that may not be there yet.
 #[derive(Debug)]
 pub(super) enum Coming {
@@ -70,11 +53,32 @@ pub(super) enum Coming {
     Elsewhere(JoinHandle<Answer>),
 }
 
-/// A request under way. Ready with what came of it.
+impl Coming {
+    /// The answer, if it is there.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        match self {
+            Self::Data(reply) => Pin::new(reply).poll(cx).map(Answer::Data),
+            Self::Unit(reply) => Pin::new(reply).poll(cx).map(Answer::Unit),
+            Self::Status(reply) => Pin::new(reply).poll(cx).map(Answer::Status),
+            Self::Elsewhere(task) => {
+                let lost = |e: tokio::task::JoinError| {
+                    let e = Error::new(ErrorKind::Internal, "a request was lost").because(e);
+                    Answer::Unit(Err(e))
+                };
+                Pin::new(task).poll(cx).map(|joined| joined.unwrap_or_else(lost))
+            }
+        }
+    }
+
+    /// Whether another thread does it.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Elsewhere(_))
+    }
+}
+
+/// What a request holds on to while it is under way.
 #[derive(Debug)]
-pub(super) struct Work {
-    /// The answer.
-    pub(super) coming: Coming,
+pub(super) struct Held {
     /// What it belongs to.
     pub(super) owner: Owner,
     /// When it came in.
@@ -83,43 +87,38 @@ pub(super) struct Work {
     pub(super) lease: Option<Lease>,
     /// Its memory, where it has no lease. Bytes.
     pub(super) unleased: usize,
-    /// Keeps the device from being taken away.
-    pub(super) _entered: Arc<Entered>,
 }
 
-impl Future for Work {
-    type Output = Done;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        let (answer, was_elsewhere) = match &mut self.coming {
-            Coming::Data(reply) => (Pin::new(reply).poll(cx).map(Answer::Data), false),
-            Coming::Unit(reply) => (Pin::new(reply).poll(cx).map(Answer::Unit), false),
-            Coming::Status(reply) => (Pin::new(reply).poll(cx).map(Answer::Status), false),
-            Coming::Elsewhere(task) => {
-                let lost = |e: tokio::task::JoinError| {
-                    let e = Error::new(ErrorKind::Internal, "a request was lost").because(e);
-                    Answer::Unit(Err(e))
-                };
-                (Pin::new(task).poll(cx).map(|joined| joined.unwrap_or_else(lost)), true)
-            }
-        };
-        answer.map(|answer| Done {
-            owner: self.owner,
-            answer,
-            began: self.began,
-            lease: self.lease.take(),
-            unleased: self.unleased,
-            was_elsewhere,
-        })
-    }
+/// A request under way. Ready with what came of it.
+#[derive(Debug)]
+pub(super) struct Work {
+    coming: Coming,
+    /// Taken once.
+    held: Option<Held>,
+    /// Keeps the device from being taken away.
+    _entered: Arc<Entered>,
 }
 
 impl Work {
-    /// Whether another thread does it.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        matches!(self.coming, Coming::Elsewhere(_))
+    /// A request that is not answered yet.
+    pub(super) fn new(coming: Coming, held: Held, entered: Arc<Entered>) -> Self {
+        Self { coming, held: Some(held), _entered: entered }
     }
 }
+
+impl Future for Work {
+    type Output = (Held, Answer, Elsewhere);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(self.coming.poll(cx));
+        let held = self.held.take().expect("it is ready once");
+        Poll::Ready((held, answer, Elsewhere(self.coming.is_elsewhere())))
+    }
+}
+
+/// Whether another thread did it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Elsewhere(pub(super) bool);
 
 /// Does `work` with the device on a thread that may block.
 pub(super) fn elsewhere(
