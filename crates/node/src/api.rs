@@ -13,8 +13,9 @@ mod response;
 pub use command::{
     BenchPattern, BenchType, CloneCommand, Cluster, ClusterPools, Command, ConfigAction, ConfigLevel, Detail,
     ExportCommand, ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, JobCommand, LayoutOptions,
-    LockCommand, MetaCommand, NamespaceCommand, NbdOptions, ObjectMapCommand, PoolAccess, PoolCommand,
-    Request, SnapBy, SnapCommand, SnapScope, TransferCommand, TrashCommand, TrashScope, UsageCommand,
+    LockCommand, MetaCommand, NamespaceCommand, NbdListen, NbdOptions, ObjectMapCommand, PoolAccess,
+    PoolCommand, Request, SnapBy, SnapCommand, SnapScope, TlsFiles, TransferCommand, TrashCommand,
+    TrashScope, UsageCommand,
 };
 pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};

@@ -4,8 +4,10 @@
 //! - An image that is offered answers its other clients (`attend`) for as long as it is open.
 //! - An export is taken out of the list before its clients are ended, and its image is closed after the last one is gone.
 
+mod count;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -13,11 +15,11 @@ use ferry_core::{Error, ErrorKind, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::image::Image;
 use ferry_serve::export::{Attendance, Export, Exports};
-use ferry_serve::nbd::{Options, Peer, Security, Server};
+use ferry_serve::nbd::{Demand, Options, Peer, Plain, Security, Server, Tls};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::api::{ExportClient, ExportLine};
+use crate::api::{ExportClient, ExportLine, NbdListen, TlsFiles};
 use crate::spec::SnapSpec;
 
 /// An image open for being offered.
@@ -44,7 +46,7 @@ pub(crate) struct Exporter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Unix(PathBuf),
-    Tcp(std::net::SocketAddr),
+    Tcp { address: std::net::SocketAddr, is_encrypted: bool },
 }
 
 /// Gives the lock of an image back when its last client is gone, so that others need not ask for it.
@@ -109,10 +111,12 @@ impl Offered {
 }
 
 impl Exporter {
-    /// Exports nothing yet.
-    pub(crate) fn new(runtime: &Handle) -> Self {
+    /// Exports nothing yet, and lets nobody in yet.
+    pub(crate) fn new(runtime: &Handle, listen: &NbdListen) -> Self {
         let exports = Arc::new(Exports::default());
-        let server = Server::new(Arc::clone(&exports), Options::default(), runtime.clone());
+        let plain = if listen.plain_anywhere { Plain::Anywhere } else { Plain::Loopback };
+        let options = Options { plain, ..Options::default() };
+        let server = Server::new(Arc::clone(&exports), options, runtime.clone());
         let (offered, places) = (Mutex::default(), Mutex::default());
         Self { runtime: runtime.clone(), exports, server, offered, places }
     }
@@ -122,24 +126,27 @@ impl Exporter {
         &self.runtime
     }
 
-    /// Listens on a unix socket.
+    /// Lets clients in.
     ///
     /// # Errors
-    /// `Busy` (16) where somebody listens there.
-    pub(crate) fn listen_unix(&self, path: &Path) -> Result<()> {
-        self.server.listen_unix(path, Security::Plain)?;
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        self.places().push(Place::Unix(path));
-        Ok(())
-    }
-
-    /// Listens on a TCP port.
-    ///
-    /// # Errors
-    /// `Denied` (13) where others than this machine reach it.
-    pub(crate) fn listen_tcp(&self, address: std::net::SocketAddr) -> Result<()> {
-        let address = self.server.listen_tcp(address, Security::Plain)?;
-        self.places().push(Place::Tcp(address));
+    /// `Busy` (16) where somebody listens there; `Denied` (13) for TCP without TLS that others than this machine reach; those of
+    /// the files that TLS needs.
+    pub(crate) fn listen(&self, listen: &NbdListen) -> Result<()> {
+        let tls = match &listen.tls {
+            None => None,
+            Some(TlsFiles::Certificates(dir)) => Some(Arc::new(Tls::from_directory(dir)?)),
+            Some(TlsFiles::SharedKeys(file)) => Some(Arc::new(Tls::from_key_file(file)?)),
+        };
+        let security = |demand| tls.clone().map_or(Security::Plain, |tls| Security::Tls(tls, demand));
+        if let Some(path) = &listen.socket {
+            self.server.listen_unix(path, security(Demand::Allowed))?;
+            self.places().push(Place::Unix(path.clone()));
+        }
+        if let Some(address) = listen.address {
+            let demand = if listen.tls_optional { Demand::Allowed } else { Demand::Required };
+            let address = self.server.listen_tcp(address, security(demand))?;
+            self.places().push(Place::Tcp { address, is_encrypted: tls.is_some() });
+        }
         Ok(())
     }
 
@@ -256,7 +263,8 @@ impl Place {
             Self::Unix(path) => {
                 format!("nbd+unix:///{name}?socket={}", escaped(&path.to_string_lossy(), "-._~/"))
             }
-            Self::Tcp(address) => format!("nbd://{address}/{name}"),
+            Self::Tcp { address, is_encrypted: false } => format!("nbd://{address}/{name}"),
+            Self::Tcp { address, is_encrypted: true } => format!("nbds://{address}/{name}"),
         }
     }
 }
@@ -283,6 +291,7 @@ mod tests {
     fn a_uri_says_where_and_what_in_characters_of_uris() {
         let place = Place::Unix("/run/a b/nbd.sock".into());
         assert_eq!(place.uri("rbd/vm@1"), "nbd+unix:///rbd/vm%401?socket=/run/a%20b/nbd.sock");
-        assert_eq!(Place::Tcp("127.0.0.1:10809".parse().unwrap()).uri("a"), "nbd://127.0.0.1:10809/a");
+        let place = Place::Tcp { address: "127.0.0.1:10809".parse().unwrap(), is_encrypted: true };
+        assert_eq!(place.uri("a"), "nbds://127.0.0.1:10809/a");
     }
 }

@@ -187,6 +187,11 @@ impl Jobs {
         self.table().jobs.values().map(|job| job.line()).collect()
     }
 
+    /// How many have not ended.
+    pub(crate) fn running(&self) -> usize {
+        self.table().jobs.values().filter(|job| job.is_running()).count()
+    }
+
     /// Tells what a job does until it ends, and how it ended.
     pub(crate) fn attach(&self, id: u64, events: &dyn Events, cancel: &Cancel) -> Done<Response> {
         let job = self.job(id)?;

@@ -6,16 +6,17 @@
 //!        └── give all free ◄─ close stores ◄─ doors closed ◄─ stop jobs ◄──┘
 //! ```
 
+mod metrics;
 mod service;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_core::{Env, Errno, Error};
 
-use crate::api::{Done, Events, Failure, Outcome};
+use crate::api::{Done, Events, Failure, NbdListen, Outcome};
 use crate::backend::{Got, IfMissing, Owner, RealStores, Taken};
 use crate::cancel::Cancel;
 use crate::config::Home;
@@ -33,10 +34,10 @@ const NBD_SOCKET: &str = "nbd.sock";
 /// What a node does besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// The unix socket for NBD; one in the home where none is given.
-    pub socket: Option<PathBuf>,
-    /// A TCP address for NBD.
-    pub listen: Option<SocketAddr>,
+    /// Where clients of NBD come in; on a unix socket in the home where none is named.
+    pub nbd: NbdListen,
+    /// A loopback address for metrics and health over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Serves a home until `cancel` is asked for; calls `ready` once commands are taken. Blocks.
@@ -61,6 +62,10 @@ pub fn serve(
     open_stores(&host, home)?;
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
     let exporter = export(&host, home, options)?;
+    if let Some(address) = options.metrics {
+        let address = metrics::listen(&host, address).map_err(cannot)?;
+        tracing::info!(%address, "metrics told");
+    }
     host.door().open_at(home.dir()).map_err(cannot)?;
     let resumed = jobs.resume().map_err(cannot)?;
     tracing::info!(home = %home.dir().display(), jobs = resumed, "node ready");
@@ -85,7 +90,7 @@ pub fn serve(
 /// Listens for clients of NBD and offers what the node before this one offered.
 fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exporter>> {
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
-    let exporter = Arc::new(Exporter::new(host.runtime().map_err(cannot)?));
+    let exporter = Arc::new(Exporter::new(host.runtime().map_err(cannot)?, &options.nbd));
     host.keep_exporter(Arc::clone(&exporter));
     for (name, record) in home.exports().map_err(cannot)? {
         if let Err(failure) = execute::offer(host, home, &name, &record) {
@@ -99,11 +104,9 @@ fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exp
         }
     }
     // Last: whoever can connect finds the exports.
-    let socket = options.socket.clone().unwrap_or_else(|| home.dir().join(NBD_SOCKET));
-    exporter.listen_unix(&socket).map_err(cannot)?;
-    if let Some(address) = options.listen {
-        exporter.listen_tcp(address).map_err(cannot)?;
-    }
+    let mut listen = options.nbd.clone();
+    listen.socket.get_or_insert_with(|| home.dir().join(NBD_SOCKET));
+    exporter.listen(&listen).map_err(cannot)?;
     Ok(exporter)
 }
 

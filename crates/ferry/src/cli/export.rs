@@ -1,9 +1,8 @@
 //! Verbs on images offered over NBD. (`export IMAGE FILE`, `rbd`'s, is with the transfers.)
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
-use ferry_node::api::{Command, ExportCommand, NbdOptions};
+use ferry_node::api::{Command, ExportCommand, NbdListen, NbdOptions, TlsFiles};
 
 use super::Plan;
 use super::args::{Context, Flag, Kind, Parsed, Usage, Verb, Word};
@@ -15,10 +14,25 @@ const OFFER: &[Flag] = &[
     Flag::new("read-only", Kind::Switch, "refuse writes"),
 ];
 
-/// Where to listen.
+/// Where to listen, and who may come in.
 pub(crate) const LISTEN: &[Flag] = &[
     Flag::new("socket", Kind::Text, "unix socket to listen on").value_name("path"),
-    Flag::new("listen", Kind::Text, "TCP address to listen on, loopback only").value_name("address:port"),
+    Flag::new("listen", Kind::Text, "TCP address to listen on; loopback only, without TLS")
+        .value_name("address:port"),
+    Flag::new(
+        "tls-certificates",
+        Kind::Text,
+        "directory with ca-cert.pem, server-cert.pem and server-key.pem: clients show a certificate",
+    )
+    .value_name("dir"),
+    Flag::new("tls-psk", Kind::Text, "file of user:key lines, as psktool makes it: clients know a key")
+        .value_name("file"),
+    Flag::new("tls-optional", Kind::Switch, "let TCP clients in without TLS too"),
+    Flag::new(
+        "listen-anywhere-without-tls",
+        Kind::Switch,
+        "whoever reaches the address reads and writes the image",
+    ),
 ];
 
 /// The verbs.
@@ -72,23 +86,40 @@ pub(crate) const VERBS: &[Verb] = &[
 fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let image = spec::image_or_snap(p, cx)?;
     let (name, read_only) = (p.text("name"), p.is_set("read-only"));
-    let (socket, listen) = (socket(p)?, address(p)?);
-    if socket.is_none() && listen.is_none() {
+    let listen = listen(p)?;
+    if listen.socket.is_none() && listen.address.is_none() {
         return Err(Usage::invalid(
             "where to listen was not specified: --socket PATH or --listen ADDRESS:PORT",
         ));
     }
-    Plan::run(Command::Nbd(NbdOptions { image, name, read_only, socket, listen }))
+    Plan::run(Command::Nbd(NbdOptions { image, name, read_only, listen }))
 }
 
-/// `--socket`, wherever the command is executed.
-pub(crate) fn socket(p: &Parsed) -> Result<Option<PathBuf>, Usage> {
-    let path = p.text("socket").map(std::path::absolute).transpose();
-    path.map_err(|e| Usage::invalid(e.to_string()))
+/// Where to listen. Paths are those of whoever typed them, wherever the command is executed.
+pub(crate) fn listen(p: &Parsed) -> Result<NbdListen, Usage> {
+    let path = |name: &str| {
+        let path = p.text(name).map(std::path::absolute).transpose();
+        path.map_err(|e| Usage::invalid(e.to_string()))
+    };
+    let tls = match (path("tls-certificates")?, path("tls-psk")?) {
+        (None, None) => None,
+        (Some(dir), None) => Some(TlsFiles::Certificates(dir)),
+        (None, Some(file)) => Some(TlsFiles::SharedKeys(file)),
+        (Some(_), Some(_)) => {
+            return Err(Usage::invalid("TLS is spoken with certificates or with shared keys, not both"));
+        }
+    };
+    Ok(NbdListen {
+        socket: path("socket")?,
+        address: address(p, "listen")?,
+        tls,
+        tls_optional: p.is_set("tls-optional"),
+        plain_anywhere: p.is_set("listen-anywhere-without-tls"),
+    })
 }
 
-/// `--listen`.
-pub(crate) fn address(p: &Parsed) -> Result<Option<SocketAddr>, Usage> {
-    let Some(text) = p.value("listen") else { return Ok(None) };
+/// An address and a port.
+pub(crate) fn address(p: &Parsed, flag: &str) -> Result<Option<SocketAddr>, Usage> {
+    let Some(text) = p.value(flag) else { return Ok(None) };
     text.parse().map(Some).map_err(|_| Usage::invalid(format!("'{text}' is no address like 127.0.0.1:10809")))
 }

@@ -3,8 +3,8 @@
 use ferry_node::serve::ServeOptions;
 
 use super::Plan;
-use super::args::Verb;
-use super::export::{LISTEN, address, socket};
+use super::args::{Flag, Kind, Verb};
+use super::export::{LISTEN, address, listen};
 
 /// The verb.
 pub(crate) const VERBS: &[Verb] = &[Verb {
@@ -12,9 +12,13 @@ pub(crate) const VERBS: &[Verb] = &[Verb {
     alias: None,
     about: "Own the stores of the home and execute commands on them for everybody, until stopped.",
     words: &[],
-    flags: &[LISTEN],
+    flags: &[
+        LISTEN,
+        &[Flag::new("metrics", Kind::Text, "loopback address for metrics and health over HTTP")
+            .value_name("address:port")],
+    ],
     remark: "Exports are offered over NBD on HOME/nbd.sock, or where --socket says, and on --listen.\n\
              SIGTERM and SIGINT stop it: commands under way end as interrupted, jobs go on with the next node.\n\
              FERRY_LOG sets how much it logs: error, warn, info (the default), debug or trace.\n",
-    convert: |p, _| Ok(Plan::Serve(ServeOptions { socket: socket(p)?, listen: address(p)? })),
+    convert: |p, _| Ok(Plan::Serve(ServeOptions { nbd: listen(p)?, metrics: address(p, "metrics")? })),
 }];

@@ -91,9 +91,15 @@ impl Home {
 
     /// Starts a node on the home and waits until it is ready.
     pub(crate) fn serve(&self) -> Node {
+        self.serve_with(&[])
+    }
+
+    /// Starts a node with options and waits until it is ready.
+    pub(crate) fn serve_with(&self, options: &[&str]) -> Node {
         let mut child = self
             .command(Name::Ferry)
             .arg("serve")
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(fs::File::create(self.path("node.log")).unwrap())
             .spawn()

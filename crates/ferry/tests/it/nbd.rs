@@ -15,16 +15,15 @@ struct Offer {
 
 impl Offer {
     fn start(home: &Home, words: &str) -> Self {
-        let mut child = home
-            .command(Name::Ferry)
-            .args(["nbd", "--socket", "n.sock"])
-            .args(words.split_whitespace())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let words = ["nbd", "--socket", "n.sock"].into_iter().chain(words.split_whitespace());
+        Self::start_with(home, &words.collect::<Vec<_>>(), "nbd+unix:///")
+    }
+
+    fn start_with(home: &Home, words: &[&str], scheme: &str) -> Self {
+        let mut child = home.command(Name::Ferry).args(words).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let uri = lines.next().unwrap().unwrap();
-        assert!(uri.starts_with("nbd+unix:///"), "{uri}");
+        assert!(uri.starts_with(scheme), "{uri}");
         assert!(lines.next().unwrap().unwrap().contains(&format!("file={uri},format=raw")));
         Self { child, uri }
     }
@@ -153,4 +152,27 @@ fn an_export_in_use_is_not_removed_unless_forced() {
     drop(client.stdin.take());
     client.wait().unwrap();
     assert_eq!(home.ok("status a"), "Watchers: none\n");
+}
+
+#[test]
+fn tcp_clients_speak_tls_where_keys_are_given() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    let keys = home.path("keys.psk");
+    fs::write(&keys, "alice:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n").unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).unwrap();
+    let offer = Offer::start_with(
+        &home,
+        &["nbd", "a", "--listen", "127.0.0.1:0", "--tls-psk", "keys.psk"],
+        "nbds://",
+    );
+    let with_key =
+        offer.uri.replace("nbds://", "nbds://alice@") + &format!("?tls-psk-file={}", keys.display());
+    let info = client(home.dir(), "nbdinfo", &[&with_key]);
+    assert!(info.contains("with TLS") && info.contains("export-size: 1048576"), "{info}");
+    let plain = offer.uri.replace("nbds://", "nbd://");
+    let refused = Command::new("nbdinfo").arg(&plain).output().unwrap();
+    assert!(!refused.status.success(), "{refused:?}");
+    assert_eq!(offer.stop(), 0);
 }

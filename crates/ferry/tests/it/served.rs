@@ -1,7 +1,7 @@
 //! The node: commands executed by it, jobs that outlive their asker and the node, stopping.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -163,4 +163,40 @@ fn without_a_node_there_are_no_jobs() {
     let (code, err) = home.fails("job cancel 1");
     assert_eq!(code, 2);
     assert!(err.contains("ferry serve"), "{err}");
+}
+
+/// What an HTTP server answers to a GET.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_node_tells_metrics_and_health_where_it_is_asked_to() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    let _node = home.serve_with(&["--metrics", "127.0.0.1:0"]);
+    let told = home.ok("export add a --name vm");
+    let uri = told.lines().next().unwrap();
+    let wrote = std::process::Command::new("qemu-io")
+        .args(["-f", "raw", "-c", "write 0 8192", uri])
+        .output()
+        .unwrap();
+    assert!(wrote.status.success(), "{wrote:?}");
+    let log = home.log();
+    let (_, address) = log.split_once("address=").unwrap();
+    let address = address.split_whitespace().next().unwrap();
+    assert!(get(address, "/health").ends_with("ok\n"));
+    let metrics = get(address, "/metrics");
+    assert!(metrics.contains("ferry_up 1\n") && metrics.contains("ferry_stores_open 1\n"), "{metrics}");
+    assert!(metrics.contains("ferry_nbd_bytes_total{export=\"vm\",sort=\"write\"} 8192\n"), "{metrics}");
+    assert!(get(address, "/nothing").starts_with("HTTP/1.1 404"));
+    let (code, err) = home.fails("serve --metrics 0.0.0.0:0");
+    assert_eq!(code, 16, "{err}");
+    let other = Home::new();
+    let (code, err) = other.fails("serve --metrics 0.0.0.0:0");
+    assert_eq!(code, 13, "{err}");
 }

@@ -1,12 +1,15 @@
 //! Every command with all its parameters.
 
+mod serving;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{ImageSpec, PoolSpec, SnapSpec};
+
+pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOptions, TlsFiles};
 
 /// A command and the settings given with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,61 +133,6 @@ pub enum Command {
     Export(ExportCommand),
     /// Offer one image over NBD until stopped.
     Nbd(NbdOptions),
-}
-
-/// Images a node offers over NBD.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ExportCommand {
-    /// Offer one.
-    Add {
-        /// The image, or a snapshot of it.
-        image: SnapSpec,
-        /// What clients ask for; the image's spec where none is given.
-        name: Option<String>,
-        /// Whether writes are refused.
-        read_only: bool,
-    },
-    /// List them.
-    List,
-    /// Offer one no more.
-    Remove {
-        /// What clients ask for.
-        name: String,
-        /// Whether attached clients are ended.
-        force: bool,
-    },
-}
-
-/// How one image is offered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NbdOptions {
-    /// The image, or a snapshot of it.
-    pub image: SnapSpec,
-    /// What clients ask for; the image's spec where none is given.
-    pub name: Option<String>,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// A unix socket to listen on.
-    pub socket: Option<PathBuf>,
-    /// A TCP address to listen on.
-    pub listen: Option<SocketAddr>,
-}
-
-/// Long operations of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum JobCommand {
-    /// List them.
-    List,
-    /// Show what one does until it ends.
-    Attach {
-        /// Its number.
-        id: u64,
-    },
-    /// Ask one to end.
-    Cancel {
-        /// Its number.
-        id: u64,
-    },
 }
 
 impl Command {

@@ -99,15 +99,10 @@ impl Run<'_> {
 
     /// Offers one image until the command is asked to end.
     pub(super) async fn nbd(&self, options: NbdOptions) -> Done<Response> {
-        let NbdOptions { image, name, read_only, socket, listen } = options;
+        let NbdOptions { image, name, read_only, listen } = options;
         let cannot = || failed(format!("cannot offer {image}"), "rbd: nbd error");
-        let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?));
-        if let Some(socket) = &socket {
-            exporter.listen_unix(socket).map_err(cannot())?;
-        }
-        if let Some(address) = listen {
-            exporter.listen_tcp(address).map_err(cannot())?;
-        }
+        let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?, &listen));
+        exporter.listen(&listen).map_err(cannot())?;
         let name = name.unwrap_or_else(|| image.to_string());
         let record = ExportRecord { image: image.clone(), read_only };
         let offered = self.offer(&exporter, &name, &record).await;
