@@ -38,7 +38,7 @@ use super::client::Client;
 use super::handshake::{Agreed, Selected};
 use super::limits::{BUSY_SHARE, IDLE_AFTER, OUTPUT_BUSY, OUTPUT_MIN, PENDING_MAX, PIECE_MAX};
 use super::wire::Request;
-use crate::export::{Entered, Export};
+use crate::export::{Attached, Entered, Export};
 use crate::traffic::{Tally, Traffic};
 
 /// How a connection came to its end.
@@ -55,6 +55,7 @@ pub(super) enum End {
 pub(super) struct Connection<S> {
     stream: S,
     export: Arc<Export>,
+    _attached: Attached,
     contexts: Arc<[Selected]>,
     style: Style,
     client: Arc<Client>,
@@ -161,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Self {
             stream,
             export: agreed.export,
+            _attached: agreed.attached,
             contexts: agreed.contexts.into(),
             style: Style { is_structured: agreed.is_structured },
             client,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use self::option::{Fault, Queries, Wanted};
+use super::client::Client;
 use super::limits::{
     BLOCK_PREFERRED, CONTEXTS_MAX, OPTION_DATA_MAX, OPTION_SKIP_MAX, OPTIONS_MAX, PAYLOAD_MAX,
 };
@@ -21,7 +22,7 @@ use super::wire::{
     option_reply as reply, put_option_reply,
 };
 use crate::context::MetaContext;
-use crate::export::{Export, Exports};
+use crate::export::{Attached, Export, Exports};
 
 /// The context every export has.
 pub(super) const ALLOCATION: &str = "base:allocation";
@@ -40,6 +41,8 @@ pub(super) enum Selected {
 pub(super) struct Agreed {
     /// What the client uses.
     pub(super) export: Arc<Export>,
+    /// Counts it in.
+    pub(super) attached: Attached,
     /// Whether replies come in chunks.
     pub(super) is_structured: bool,
     /// What a block status tells.
@@ -74,6 +77,7 @@ pub(super) enum Encryption {
 #[derive(Debug)]
 pub(super) struct Handshake<'a> {
     exports: &'a Exports,
+    client: &'a Client,
     encryption: Encryption,
     is_without_zeroes: bool,
     is_structured: bool,
@@ -97,10 +101,11 @@ fn broken(what: &'static str) -> io::Error {
 }
 
 impl<'a> Handshake<'a> {
-    /// A negotiation about `exports`.
-    pub(super) fn new(exports: &'a Exports, encryption: Encryption) -> Self {
+    /// A negotiation of `client` about `exports`.
+    pub(super) fn new(exports: &'a Exports, client: &'a Client, encryption: Encryption) -> Self {
         Self {
             exports,
+            client,
             encryption,
             is_without_zeroes: false,
             is_structured: false,
@@ -312,7 +317,9 @@ impl<'a> Handshake<'a> {
         // Contexts that were selected for another export do not count.
         let selected = self.contexts.take().filter(|(of, _)| Arc::ptr_eq(of, &export));
         let contexts = selected.map(|(_, contexts)| contexts).unwrap_or_default();
-        Agreed { export, is_structured: self.is_structured, contexts }
+        // Before the client hears of it, so that whoever lists clients after that sees it.
+        self.client.uses(&export);
+        Agreed { attached: export.attach(), export, is_structured: self.is_structured, contexts }
     }
 
     fn flags_of(&self, export: &Export) -> u16 {

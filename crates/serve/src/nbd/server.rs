@@ -342,8 +342,11 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let deadline = Instant::now() + self.options.handshake_timeout;
-        let mut talk =
-            Talk { client, deadline, handshake: Handshake::new(&self.exports, security.encryption()) };
+        let mut talk = Talk {
+            client,
+            deadline,
+            handshake: Handshake::new(&self.exports, client, security.encryption()),
+        };
         let is_served = match (talk.open(stream).await, security) {
             (Ok(Met::Attached(stream, agreed)), _) => {
                 self.attached(stream, agreed, client).await;
@@ -388,13 +391,11 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let export = Arc::clone(&agreed.export);
-        client.uses(&export);
         let is_offered = self.exports.get(export.name()).is_some_and(|e| Arc::ptr_eq(&e, &export));
         if !is_offered {
             // Removed meanwhile, by somebody who did not see this client.
             return;
         }
-        let _attached = export.attach();
         let connection = Connection::new(stream, agreed, Arc::clone(client), Arc::clone(&self.shared));
         if Box::pin(connection.run()).await.is_err() {
             self.refused[2].fetch_add(1, Ordering::Relaxed);

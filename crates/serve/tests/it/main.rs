@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod client;
 mod peers;
+mod protocol;
 mod tls;
 mod world;

@@ -11,8 +11,7 @@ use tokio::runtime::Runtime;
 
 /// See the module.
 pub(crate) struct World {
-    /// Keeps the server running.
-    _runtime: Runtime,
+    pub(crate) runtime: Runtime,
     pub(crate) exports: Arc<Exports>,
     pub(crate) server: Arc<Server>,
     pub(crate) directory: tempfile::TempDir,
@@ -31,7 +30,7 @@ impl World {
         let server = Server::new(Arc::clone(&exports), options, runtime.handle().clone());
         let directory = tempfile::tempdir().unwrap();
         server.listen_unix(&directory.path().join("socket"), Security::Plain).unwrap();
-        Self { _runtime: runtime, exports, server, directory, devices: std::sync::Mutex::default() }
+        Self { runtime, exports, server, directory, devices: std::sync::Mutex::default() }
     }
 
     pub(crate) fn add(&self, name: &str, device: MemoryDevice) -> Arc<MemoryDevice> {

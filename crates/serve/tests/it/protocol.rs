@@ -1,0 +1,318 @@
+//! What the protocol asks for, byte by byte.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ferry_serve::export::Attendance;
+use ferry_serve::testing::MemoryDevice;
+use ferry_serve::traffic::Sort;
+
+use crate::client::{
+    BLOCK_STATUS, Client, DF, DISC, EXPORT_NAME, FLUSH, FUA, LIST, READ, Reply, SET_META_CONTEXT,
+    STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES, go_bytes, option_bytes,
+};
+use crate::world::World;
+
+const MIB: u64 = 1 << 20;
+
+fn world() -> (World, Arc<MemoryDevice>) {
+    let world = World::new();
+    let device = world.add("a", MemoryDevice::new(40 * MIB));
+    (world, device)
+}
+
+#[test]
+fn requests_that_cannot_be_done_are_refused_and_the_connection_stays() {
+    let (world, device) = world();
+    world.add("r", MemoryDevice::new(MIB).read_only());
+    let mut client = Client::attached(&world, "a");
+    let end = 40 * MIB;
+    for (flags, command, offset, length, error) in [
+        (0, READ, end, 1, 22),
+        (0, READ, end - 1, 2, 22),
+        (0, READ, u64::MAX, 2, 22),
+        (0, READ, 0, (32 << 20) + 1, 22),
+        (0, READ, 0, 0, 22),
+        (DF, READ, 0, 1, 22),
+        (1 << 9, READ, 0, 1, 22),
+        (0, TRIM, end, 1, 22),
+        (0, WRITE_ZEROES, end - 1, 2, 28),
+        (0, WRITE_ZEROES, 0, 0, 22),
+        (0, BLOCK_STATUS, 0, 1, 22),
+        (0, FLUSH, 1, 0, 22),
+        (0, 99, 0, 0, 22),
+        (0, FLUSH, 0, 0, 0),
+    ] {
+        assert_eq!(client.outcome(flags, command, offset, length), error, "{command} {offset} {length}");
+    }
+    // Payload that nobody wants is skipped.
+    for (offset, length, error) in [(end - 1, 2, 28), (0, 33 << 20, 22)] {
+        client.request(0, WRITE, 5, offset, length);
+        client.send(&vec![1; usize::try_from(length).unwrap()]);
+        assert_eq!(client.reply(), Reply::Simple { error, cookie: 5 });
+    }
+    assert_eq!(device.stored(), 0);
+    let mut client = Client::attached(&world, "r");
+    assert_eq!(client.outcome(0, WRITE_ZEROES, 0, 1), 1);
+    assert_eq!(client.outcome(0, TRIM, 0, 1), 1);
+    client.request(0, WRITE, 5, 0, 1);
+    client.send(&[1]);
+    assert_eq!(client.reply(), Reply::Simple { error: 1, cookie: 5 });
+}
+
+#[test]
+fn the_old_way_to_attach_works_and_can_only_hang_up() {
+    let (world, _) = world();
+    let mut client = Client::greeted(&world);
+    client.send(&option_bytes(EXPORT_NAME, b"a"));
+    assert_eq!(u64::from_be_bytes(client.take()), 40 * MIB);
+    assert_eq!(u16::from_be_bytes(client.take()) & 3, 1);
+    assert_eq!(client.outcome(0, FLUSH, 0, 0), 0);
+    let mut client = Client::greeted(&world);
+    client.send(&option_bytes(EXPORT_NAME, b"b"));
+    assert!(client.is_cut_off());
+}
+
+#[test]
+fn clients_of_other_protocols_are_refused() {
+    let (world, _) = world();
+    for flags in [0_u32, 2, 4, 0xffff_ffff, 0x4745_5420] {
+        let mut client = Client::mute(&world);
+        client.take::<18>();
+        client.send(&flags.to_be_bytes());
+        assert!(client.is_cut_off(), "{flags}");
+    }
+}
+
+#[test]
+fn options_are_bounded_in_length_and_number() {
+    let (world, _) = world();
+    let invalid = 0x8000_0003;
+    let mut client = Client::greeted(&world);
+    assert_eq!(client.option(LIST, &[0; 65 << 10])[0].0, 0x8000_0009);
+    assert_eq!(client.option(LIST, b"x")[0].0, invalid);
+    assert_eq!(client.option(7, &[0, 0, 0, 9, b'a'])[0].0, invalid);
+    assert_eq!(client.option(7, &[go_bytes("a"), vec![1]].concat())[0].0, invalid);
+    assert_eq!(client.option(7, &go_bytes(&"n".repeat(5000)))[0].0, 0x8000_0009);
+    assert_eq!(client.option(7, &go_bytes("no"))[0].0, 0x8000_0006);
+    assert_eq!(client.option(SET_META_CONTEXT, b"")[0].0, invalid);
+    assert_eq!(client.option(STRUCTURED_REPLY, b"")[0].0, 1);
+    let many = [go_bytes("a")[..5].to_vec(), vec![0xff; 4]].concat();
+    assert_eq!(client.option(SET_META_CONTEXT, &many)[0].0, invalid);
+    assert_eq!(client.option(5, b"")[0].0, 0x8000_0002);
+    assert_eq!(client.option(12345, b"")[0].0, 0x8000_0001);
+    client.go("a");
+    let mut client = Client::greeted(&world);
+    client.send(&[b"IHAVEOPT".as_slice(), &[0, 0, 0, 3, 0xff, 0xff, 0xff, 0xff]].concat());
+    assert!(client.is_cut_off());
+    let mut client = Client::greeted(&world);
+    for _ in 0..1026 {
+        client.option(LIST, b"");
+    }
+    client.send(&option_bytes(LIST, b""));
+    assert!(client.is_cut_off());
+}
+
+#[test]
+fn a_read_in_pieces_that_fails_midway_says_so() {
+    let (world, device) = world();
+    device.bad_byte.store(9 * MIB, Ordering::SeqCst);
+    let is_error = |reply: &Reply| matches!(reply, Reply::Chunk { kind, .. } if kind >> 15 == 1);
+    // In chunks: what was read, then the error.
+    let mut client = Client::structured(&world, "a");
+    client.request(0, READ, 1, 0, 16 << 20);
+    let mut replies = vec![client.reply()];
+    while !matches!(replies.last().unwrap(), Reply::Chunk { is_done: true, .. }) {
+        replies.push(client.reply());
+    }
+    assert!(replies.len() > 1 && is_error(replies.last().unwrap()));
+    // In one chunk: padded, then the error and where it is.
+    client.request(DF, READ, 2, 0, 16 << 20);
+    let Reply::Chunk { kind: 1, is_done: false, data, .. } = client.reply() else { panic!() };
+    assert_eq!(data.len(), (16 << 20) + 8);
+    let Reply::Chunk { kind, is_done: true, data, .. } = client.reply() else { panic!() };
+    assert_eq!(kind, (1 << 15) + 2);
+    assert_eq!(data[..4], 5_u32.to_be_bytes());
+    let at = u64::from_be_bytes(data[data.len() - 8..].try_into().unwrap());
+    assert!((8 * MIB..=9 * MIB).contains(&at), "{at}");
+    // Simple: the reply has begun, so only the end of the connection says it.
+    let mut client = Client::attached(&world, "a");
+    client.request(0, READ, 3, 0, 16 << 20);
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 3 });
+    let mut got = Vec::new();
+    client.0.read_to_end(&mut got).unwrap();
+    assert!(got.len() < 10 << 20);
+    // Small enough to be read before its reply begins.
+    let mut client = Client::attached(&world, "a");
+    assert_eq!(client.outcome(0, READ, 9 * MIB - 512, 1 << 16), 5);
+    assert_eq!(client.outcome(0, FLUSH, 0, 0), 0);
+}
+
+#[test]
+fn zeros_come_as_holes_unless_one_chunk_was_asked_for() {
+    let (world, _) = world();
+    let mut client = Client::structured(&world, "a");
+    client.request(0, READ, 1, 4096, 8192);
+    let hole = [4096_u64.to_be_bytes().as_slice(), &8192_u32.to_be_bytes()].concat();
+    assert_eq!(client.reply(), Reply::Chunk { kind: 2, is_done: true, cookie: 1, data: hole });
+    client.request(DF, READ, 1, 4096, 8192);
+    let Reply::Chunk { kind: 1, is_done: true, data, .. } = client.reply() else { panic!() };
+    assert_eq!(data.len(), 8192 + 8);
+}
+
+/// "A flush on one connection makes durable what was acknowledged on all of them."
+#[test]
+fn durability_is_asked_of_the_device_before_it_is_promised() {
+    let (world, device) = world();
+    let (mut one, mut other) = (Client::attached(&world, "a"), Client::attached(&world, "a"));
+    let flushes = || device.flushes.load(Ordering::SeqCst);
+    one.request(0, WRITE, 1, 0, 3);
+    one.send(b"abc");
+    assert_eq!(one.reply(), Reply::Simple { error: 0, cookie: 1 });
+    assert_eq!(flushes(), 0);
+    assert_eq!(other.outcome(0, FLUSH, 0, 0), 0);
+    assert_eq!(flushes(), 1);
+    one.request(FUA, WRITE, 2, 0, 3);
+    one.send(b"abd");
+    assert_eq!(one.reply(), Reply::Simple { error: 0, cookie: 2 });
+    assert_eq!(flushes(), 2);
+    assert_eq!(other.outcome(FUA, WRITE_ZEROES, 0, 8 << 20), 0);
+    assert_eq!(flushes(), 3);
+    let long = vec![7; 5 << 20];
+    one.request(FUA, WRITE, 3, 0, 5 << 20);
+    one.send(&long);
+    assert_eq!(one.reply(), Reply::Simple { error: 0, cookie: 3 });
+    assert_eq!(flushes(), 4);
+    assert!(device.contents()[..5 << 20] == long);
+}
+
+#[test]
+fn a_slow_flush_holds_up_nobody_and_is_shared() {
+    let (world, device) = world();
+    let mut client = Client::attached(&world, "a");
+    device.flush_micros.store(300_000, Ordering::SeqCst);
+    // The server learns that flushes are slow.
+    assert_eq!(client.outcome(0, FLUSH, 0, 0), 0);
+    client.request(0, FLUSH, 1, 0, 0);
+    std::thread::sleep(Duration::from_millis(50));
+    for cookie in 2..12 {
+        client.request(0, FLUSH, cookie, 0, 0);
+    }
+    client.request(0, TRIM, 100, 0, 4096);
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 100 });
+    for cookie in 1..12 {
+        assert_eq!(client.reply(), Reply::Simple { error: 0, cookie });
+    }
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn requests_are_counted() {
+    let (world, _) = world();
+    let mut client = Client::attached(&world, "a");
+    assert_eq!(client.outcome(0, TRIM, 0, 8192), 0);
+    assert_eq!(client.outcome(0, TRIM, 0, 4096), 0);
+    assert_eq!(client.outcome(0, READ, 0, 0), 22);
+    client.request(0, DISC, 0, 0, 0);
+    assert!(client.is_cut_off());
+    let export = world.exports.get("a").unwrap();
+    for traffic in [world.server.traffic(), export.traffic()] {
+        let zero = traffic.counts(Sort::Zero);
+        assert_eq!((zero.requests, zero.errors, zero.bytes), (2, 0, 12288));
+        assert_eq!(zero.durations.iter().sum::<u64>(), 2);
+        let read = traffic.counts(Sort::Read);
+        assert_eq!((read.requests, read.errors, read.bytes), (1, 1, 0));
+    }
+}
+
+#[test]
+fn clients_are_listed_and_leave_with_their_export() {
+    #[derive(Debug, Default)]
+    struct Seen(std::sync::atomic::AtomicI64);
+    impl Attendance for Seen {
+        fn attached(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn left(&self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let (world, _) = world();
+    let (device, seen) = (Arc::new(MemoryDevice::new(MIB)), Arc::new(Seen::default()));
+    let export = ferry_serve::export::Export::new("b", "", Arc::clone(&device) as _, false);
+    let export = world.exports.add(export.attended_by(Arc::clone(&seen) as _)).unwrap();
+    let mut here = Client::attached(&world, "a");
+    let mut there = Client::attached(&world, "b");
+    let clients = world.server.list_clients();
+    assert_eq!(clients.len(), 2);
+    assert_eq!(clients[1].export.as_ref().unwrap().name(), "b");
+    assert_eq!(clients[1].peer.to_string(), format!("pid {} (uid 0)", std::process::id()));
+    assert_eq!(seen.0.load(Ordering::SeqCst), 1);
+
+    // What is under way is finished, and heard of.
+    device.hold();
+    there.request(0, TRIM, 9, 0, 4096);
+    while device.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    world.exports.remove("b").unwrap();
+    let (server, ended) = (Arc::clone(&world.server), Arc::clone(&export));
+    let end = world.runtime.spawn(async move { server.end_clients(&ended).await });
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!end.is_finished());
+    device.let_go();
+    assert_eq!(there.reply(), Reply::Simple { error: 0, cookie: 9 });
+    assert!(there.is_cut_off());
+    world.runtime.block_on(end).unwrap();
+    assert_eq!(seen.0.load(Ordering::SeqCst), 0);
+    assert_eq!(world.server.list_clients().len(), 1);
+    assert_eq!(here.outcome(0, FLUSH, 0, 0), 0);
+}
+
+#[test]
+fn a_stop_finishes_flushes_and_closes() {
+    let (world, device) = world();
+    let mut client = Client::attached(&world, "a");
+    let mut greeted = Client::greeted(&world);
+    device.hold();
+    client.request(0, TRIM, 9, 0, 4096);
+    while device.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let server = Arc::clone(&world.server);
+    let stop = world.runtime.spawn(async move { server.stop().await });
+    assert!(greeted.ends());
+    device.let_go();
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 9 });
+    assert!(client.is_cut_off());
+    world.runtime.block_on(stop).unwrap().unwrap();
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 1);
+    assert!(!world.socket().exists());
+}
+
+#[test]
+fn a_switch_of_the_device_is_not_seen_by_a_client_under_way() {
+    let (world, old) = world();
+    let new = Arc::new(MemoryDevice::new(40 * MIB).filled(4));
+    let export = world.exports.get("a").unwrap();
+    let mut client = Client::attached(&world, "a");
+    old.hold();
+    client.request(0, TRIM, 1, 0, 4096);
+    while old.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let given = Arc::clone(&new);
+    let swap = world
+        .runtime
+        .spawn(async move { export.swap(Duration::from_secs(10), |_| async { Ok(given as _) }).await });
+    std::thread::sleep(Duration::from_millis(50));
+    client.request(0, READ, 2, MIB, 4096);
+    std::thread::sleep(Duration::from_millis(50));
+    old.let_go();
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 1 });
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 2 });
+    assert!(client.take::<4096>() == new.contents()[1 << 20..(1 << 20) + 4096]);
+    world.runtime.block_on(swap).unwrap().unwrap();
+}
