@@ -113,7 +113,7 @@ impl Client {
         self.send(&option_bytes(option, data));
         let mut replies = Vec::new();
         loop {
-            assert_eq!(u64::from_be_bytes(self.take()), 0x3e889045565a9);
+            assert_eq!(u64::from_be_bytes(self.take()), 0x0003_e889_0455_65a9);
             assert_eq!(u32::from_be_bytes(self.take()), option);
             let kind = u32::from_be_bytes(self.take());
             let mut data = vec![0; usize::try_from(u32::from_be_bytes(self.take())).unwrap()];

@@ -70,3 +70,16 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
 pub(crate) fn attempt(program: &str, arguments: &[&str]) -> Output {
     Command::new("timeout").arg("120").arg(program).args(arguments).output().unwrap()
 }
+
+/// Whether this process runs this test alone, so that its memory can be measured; runs it in another one where not.
+pub(crate) fn alone(name: &str) -> bool {
+    if std::env::var_os("FERRY_TEST_ALONE").is_some() {
+        return true;
+    }
+    let itself = std::env::current_exe().unwrap();
+    let output = Command::new(itself).args(["--exact", name]).env("FERRY_TEST_ALONE", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{err}");
+    false
+}
