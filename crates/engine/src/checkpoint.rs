@@ -13,11 +13,12 @@ use crate::format::{BatchHeader, Superblock};
 use crate::key::{Key, Tag};
 use crate::limits::{BLOCK, DIRTY_PAGES_MAX, TAIL_BYTES_MAX};
 use crate::record::Record;
-use crate::space::{Segment, Space, State};
+use crate::space::{Head, Segment, Space, State};
 use crate::tree::DirtyPage;
 
-/// Free files kept for recycling; more are removed, so that what the store takes shrinks with what it holds.
-const SPARE_FILES: usize = 4;
+/// Free files kept for recycling, unless more were prepared; others are removed, so that what the store takes shrinks with what it
+/// holds.
+pub(crate) const SPARE_FILES: usize = 4;
 
 /// Segments the medium must have room for, for spare files to be kept at all.
 const SPARE_ROOM_SEGMENTS: u64 = 16;
@@ -308,7 +309,7 @@ impl Core {
         }
         self.retired = waiting;
         let roomy = self.disk.free_bytes()? >= SPARE_ROOM_SEGMENTS * self.space.segment_bytes();
-        for no in self.space.spare_files(if roomy { SPARE_FILES } else { 0 }) {
+        for no in self.space.spare_files(if roomy { self.keep_files } else { 0 }) {
             self.disk.remove(FileId::Segment(no))?;
         }
         Ok(())
@@ -337,12 +338,12 @@ impl Core {
         let records =
             |pages: &[DirtyPage]| -> usize { pages.iter().map(|p| page_record_bytes(p.key.len())).sum() };
         // As many as the segment has room for, as long as that is more than a few.
-        let left = self.log.index_left(&self.space) as usize;
+        let left = self.log.left(&self.space, Head::Index) as usize;
         let most = if left > PIECE_PAGES_MIN { left } else { self.space.segment_blocks() as usize - 1 };
         while BatchHeader::blocks_for(records(&pages)) as usize + pages.len() > most {
             pages.pop();
         }
-        let room = self.log.index_room(&mut self.space, &self.env, records(&pages), pages.len())?;
+        let room = self.log.room(&mut self.space, &self.env, Head::Index, records(&pages), pages.len())?;
         let (mut written, mut payload) = (Vec::with_capacity(pages.len()), Vec::with_capacity(pages.len()));
         for (i, page) in (0..).zip(pages) {
             let (bytes, crc) = self.tree.seal(&page);
@@ -361,14 +362,15 @@ impl Core {
     fn write_table(&mut self) -> Result<SyncJob> {
         // Opening a segment for the table changes the table, so the room is made first, with a table as long.
         let blocks = self.space.table_bytes_max().div_ceil(BLOCK);
-        let room = self.log.index_room(&mut self.space, &self.env, table_record_bytes(blocks), blocks)?;
+        let room =
+            self.log.room(&mut self.space, &self.env, Head::Index, table_record_bytes(blocks), blocks)?;
         for address in self.superblock.table.into_iter().flat_map(table_blocks) {
             self.space.sub_node(address)?;
         }
         let own = self.space.entry(room.segment());
         let before = own.used;
         own.used = room.end;
-        own.last_sequence = self.log.last_sequence();
+        own.last_sequence = self.log.next_sequence;
         let running = self.checkpointing.as_deref_mut().expect("a checkpoint is being written");
         running.written = true;
         let mut table = self.space.table_of(&running.segments, &self.log.of_index);

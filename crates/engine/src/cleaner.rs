@@ -3,30 +3,40 @@
 //! Invariants
 //! - A block is live if a table entry points at it. Who may own one is found from the segment itself (the records that wrote
 //!   it) and from the notes about sharers; each is looked at before it is believed.
-//! - Moving is a record like any other, so a crash at any point leaves either place right.
+//! - Blocks are copied first, and the copies are durable before a record of the log adopts them; so a crash at any point leaves
+//!   either place right, and no flush waits for copies.
+//! - Adopting is conditional: who has something else by then keeps it.
 //! - A cleaned segment becomes free through the next checkpoint.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::MutexGuard;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use ferry_core::{Error, ErrorKind, Result};
 
 use crate::address::{Address, Block};
 use crate::core::Core;
-use crate::disk::{FileId, SegmentNo};
+use crate::disk::{Disk, FileId, SegmentNo};
 use crate::engine::Engine;
+use crate::format::BatchHeader;
 use crate::index::split;
 use crate::key::{Key, KeyReader, Tag};
 use crate::limits::BLOCK;
-use crate::read::read_run;
+use crate::read::{byte_of, read_run};
 use crate::record::{BlockRef, HEAD, Record};
 use crate::recover::read_batch;
 use crate::space::{Head, Purpose, Segment, State};
 use crate::tree::After;
 
-/// Blocks one step moves: 1 MiB, so that a writer never waits for more.
-const STEP_BLOCKS: usize = 256;
+/// Blocks one step looks at and moves: a writer waits for the looking, about 0.1 ms. So many scattered ones fill two blocks of
+/// header.
+const STEP_BLOCKS: usize = 179;
+
+/// Blocks below which the rest of a segment is not worth a batch of its own.
+const STEP_BLOCKS_MIN: usize = 16;
+
+/// Index pages one step marks.
+const STEP_PAGES: usize = 64;
 
 /// Free segments beyond the reserve below which the cleaner works. Few: what is kept free is not used, and the fuller the rest
 /// is the more a segment costs to clean. A step moves more than a writer writes meanwhile.
@@ -51,11 +61,27 @@ const DEAD_SEGMENTS: u64 = 4;
 /// A live block of a victim: everyone who points at it, and the CRC.
 pub(crate) type Live = (Vec<BlockRef>, Address, u32);
 
-/// The victim that is being emptied, and what was found to live in it. Looked at again before it is moved.
+/// What may be cleaned before others change something again.
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    /// Changes by others when it began.
+    changes: u64,
+    /// Segments written from this sequence on are not cleaned in it.
+    before: u64,
+    /// Segments cleaned in it.
+    tried: BTreeSet<SegmentNo>,
+}
+
+/// A block of a victim, and who may have it: object and its block.
+type Candidate = (Vec<(u64, u32)>, Address);
+
+/// The victim that is being emptied, and what may live in it.
 #[derive(Debug)]
 pub(crate) struct Cleaning {
     segment: SegmentNo,
-    live: VecDeque<Live>,
+    candidates: VecDeque<Candidate>,
+    /// Index pages in it: address, level, a key in the page.
+    pages: Vec<(Address, u8, Bytes)>,
 }
 
 impl Engine {
@@ -75,16 +101,16 @@ impl Engine {
             if !core.wants_cleaning()? || core.space.available(&*self.disk)? <= KEPT_FREE {
                 return Ok(false);
             }
-            core.cleaning.as_ref().map(|c| c.segment).or_else(|| core.victim())
+            core.cleaning.as_ref().map(|c| c.segment).or_else(|| core.next_victim())
         };
         let Some(no) = victim else { return Ok(false) };
         self.clean_segment(turn, no)?;
         Ok(true)
     }
 
-    /// Empties the segment whose cleaning pays best, needed or not. `false` where no segment has a twentieth of it dead.
-    ///
-    /// Not for a loop until `false`: emptying ends in checkpoints, whose own pages make new dead ones.
+    /// Empties the segment whose cleaning pays best, needed or not. `false` where no segment has a twentieth of it dead, apart from
+    /// those it emptied, or filled, since the last change by others: so a loop until `false` ends, after a call for each
+    /// segment there was at the most.
     ///
     /// # Errors
     /// As [`Engine::sync`].
@@ -92,9 +118,9 @@ impl Engine {
         let turn = self.turn();
         self.free_emptied(&turn)?;
         let victim = {
-            let core = self.lock_behind();
+            let mut core = self.lock_behind();
             core.check_writable()?;
-            core.victim()
+            core.next_victim()
         };
         let Some(no) = victim else { return Ok(false) };
         while self.clean_segment(&turn, no)? {}
@@ -122,7 +148,7 @@ impl Engine {
                 let holding = core.space.in_use() - empty;
                 fruitless = if holding < fewest { 0 } else { fruitless + 1 };
                 fewest = fewest.min(holding);
-                (available, empty, enough, core.victim().filter(|_| fruitless < FRUITLESS_MAX))
+                (available, empty, enough, core.victim(|_, _| true).filter(|_| fruitless < FRUITLESS_MAX))
             };
             match victim {
                 Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => {
@@ -149,36 +175,189 @@ impl Engine {
     }
 
     /// Moves up to a step's worth of live blocks out of a segment. `true` where more are left in it.
+    ///
+    /// The lock is held to find who has the blocks and to say where they are now; reading and writing them, and making them
+    /// durable, is done without it.
     pub(crate) fn clean_segment(&self, turn: &MutexGuard<'_, ()>, no: SegmentNo) -> Result<bool> {
         // Emptying one marks index pages, which a checkpoint that is being written has frozen; and both need the same room.
         while self.checkpoint_piece(turn)? {}
-        let mut core = self.lock_behind();
-        core.check_writable()?;
-        core.log_seal()?;
-        core.settle_all()?;
-        if core.cleaning.as_ref().is_none_or(|c| c.segment != no || c.live.is_empty()) {
-            let mut live = core.live_blocks(no)?;
-            if live.is_empty() {
-                core.cleaning = None;
-                core.evict_pages(no)?;
-                core.counters.cleaned_segments += 1;
-                core.set_cleaned(no);
-                return Ok(false);
-            }
-            // In the order of the objects, so that what was written scattered is read back together.
-            live.sort_by(|a, b| a.0[0].cmp(&b.0[0]));
-            core.cleaning = Some(Cleaning { segment: no, live: live.into() });
+        let begun = self.lock_behind().cleaning.as_ref().is_some_and(|c| c.segment == no);
+        if !begun {
+            self.begin_cleaning(no)?;
         }
-        let step = core.next_moves(STEP_BLOCKS)?;
-        let written = core.log.written_bytes;
-        core.move_blocks(&step)?;
-        core.log_seal()?;
-        core.counters.cleaner_bytes += core.log.written_bytes - written;
+        let live = {
+            let mut core = self.lock_behind();
+            core.check_writable()?;
+            match core.next_live()? {
+                Some(live) => live,
+                None if core.evict_pages()? => return Ok(true),
+                None => {
+                    core.cleaning = None;
+                    core.counters.cleaned_segments += 1;
+                    core.set_cleaned(no);
+                    return Ok(false);
+                }
+            }
+        };
+        self.move_blocks(turn, &live)?;
+        let mut core = self.lock_behind();
         if core.checkpoint_due() {
             core.begin_checkpoint()?;
         }
         Ok(true)
     }
+
+    /// Finds who may have blocks of a segment, and the index pages in it.
+    fn begin_cleaning(&self, no: SegmentNo) -> Result<()> {
+        let (segment, sharers) = {
+            let mut core = self.lock_behind();
+            core.check_writable()?;
+            core.settle_all()?;
+            let segment = core.space.get(no).copied();
+            (
+                segment.ok_or_else(|| Error::corrupt("no such segment").with("segment", no))?,
+                core.sharers_of(no)?,
+            )
+        };
+        // A sealed segment does not change.
+        let records = segment_records(&*self.disk, no, &segment)?;
+        let mut candidates: BTreeMap<u32, Vec<(u64, u32)>> = sharers;
+        let mut pages = Vec::new();
+        for (at, record) in records {
+            let owners: Vec<(u64, u32)> = match &record {
+                Record::Data { inode, block, .. } => vec![(*inode, *block)],
+                Record::Copied { refs, .. } => refs.iter().map(|r| (r.inode, r.block)).collect(),
+                Record::Node { level, key, .. } => {
+                    pages.push((at, *level, key.clone()));
+                    continue;
+                }
+                _ => continue,
+            };
+            for i in 0..u32::try_from(record.payload_crcs().len()).expect("bounded") {
+                candidates.entry(at.block() + i).or_default().extend(owners.iter().map(|(o, b)| (*o, b + i)));
+            }
+        }
+        let mut candidates: Vec<Candidate> =
+            candidates.into_iter().map(|(block, o)| (o, Address::new(no, block))).collect();
+        for (owners, _) in &mut candidates {
+            owners.sort_unstable();
+            owners.dedup();
+        }
+        // In the order of the objects, so that what was written scattered is read back together.
+        candidates.sort_unstable();
+        let mut core = self.lock_behind();
+        core.cleaning = Some(Cleaning { segment: no, candidates: candidates.into(), pages });
+        Ok(())
+    }
+
+    /// Copies live blocks to the cold head, neighbours of one object together, and points whoever still has them then to the
+    /// copies.
+    ///
+    /// # Crash safety
+    /// The copies are durable before the record that adopts them is written; without it nobody has them.
+    pub(crate) fn move_blocks(&self, _turn: &MutexGuard<'_, ()>, mut live: &[Live]) -> Result<()> {
+        while !live.is_empty() {
+            live = self.move_some(live)?;
+        }
+        Ok(())
+    }
+
+    /// Moves as many as fit one batch; returns the others.
+    fn move_some<'a>(&self, live: &'a [Live]) -> Result<&'a [Live]> {
+        let (room, records, count, era) = {
+            let mut core = self.lock_behind();
+            core.check_writable()?;
+            let left = core.log.left(&core.space, Head::Cold) as usize;
+            let most = if left > STEP_BLOCKS_MIN { left } else { core.space.segment_blocks() as usize - 1 };
+            let (records, bytes) = copies(live, most.min(STEP_BLOCKS));
+            let count: usize = records.iter().map(|r| r.payload_crcs().len()).sum();
+            let Core { log, space, env, .. } = &mut *core;
+            let room = log.room(space, env, Head::Cold, bytes, count)?;
+            (room, records, count, Arc::clone(&core.era))
+        };
+        let (now, later) = live.split_at(count);
+        let payload = self.fetch(now);
+        drop(era);
+        let parts = {
+            let mut core = self.lock_behind();
+            let Core { log, space, .. } = &mut *core;
+            payload.map(|payload| log.unsequenced(space, room, &records, payload))?
+        };
+        let file = FileId::Segment(room.segment());
+        let written = self.disk.write(file, room.offset(), &parts);
+        let synced = written.and_then(|()| self.disk.sync(file));
+        let mut core = self.lock_behind();
+        core.log.wrote_unsequenced(room, &parts, &synced);
+        synced?;
+        core.counters.cleaner_bytes += parts.iter().map(|p| p.len() as u64).sum::<u64>();
+        core.commit(Purpose::Reclaim, vec![Record::Adopt { batch: room.header() }], Vec::new())?;
+        Ok(later)
+    }
+
+    /// Reads blocks and verifies them.
+    fn fetch(&self, live: &[Live]) -> Result<Vec<Bytes>> {
+        let place = |at: &Address| (FileId::Segment(at.segment()), byte_of(*at), BLOCK as u64);
+        let ranges: Vec<(FileId, u64, u64)> = live.iter().map(|(_, at, _)| place(at)).collect();
+        self.disk.will_read(&ranges);
+        live.iter()
+            .map(|(_, at, crc)| {
+                let mut bytes = vec![0; BLOCK];
+                read_run(&*self.disk, *at, &[*crc], &mut bytes)?;
+                Ok(Bytes::from(bytes))
+            })
+            .collect()
+    }
+}
+
+/// The records that describe copies of the first of `live`, in order, as many as `blocks` blocks hold with their header, and
+/// the bytes of the records.
+fn copies(live: &[Live], blocks: usize) -> (Vec<Record>, usize) {
+    let mut records: Vec<Record> = Vec::new();
+    let mut bytes = 0;
+    for (i, (refs, at, crc)) in live.iter().enumerate() {
+        let joins = i > 0 && follows(&live[i - 1].0, refs);
+        let more = if joins { 12 } else { 1 + 3 * 4 + refs.len() * 20 + 12 };
+        if i > 0 && BatchHeader::blocks_for(bytes + more) as usize + i + 1 > blocks {
+            break;
+        }
+        bytes += more;
+        match records.last_mut() {
+            Some(Record::Copied { from, crcs, .. }) if joins => {
+                from.push(*at);
+                crcs.push(*crc);
+            }
+            _ => records.push(Record::Copied { refs: refs.clone(), from: vec![*at], crcs: vec![*crc] }),
+        }
+    }
+    (records, bytes)
+}
+
+/// The records with payload of every batch in a segment, with the address of each one's payload.
+fn segment_records(disk: &dyn Disk, no: SegmentNo, segment: &Segment) -> Result<Vec<(Address, Record)>> {
+    let mut found = Vec::new();
+    let mut block = 1;
+    while block < segment.used {
+        let at = Address::new(no, block);
+        let header = match read_batch(disk, at, segment.life, segment.used) {
+            Ok(header) => header,
+            // What recovery gave up in the middle of a segment stays as it is: step over it.
+            Err(e) if e.kind() == ErrorKind::Corrupt && segment.state == State::Sealed => {
+                block += 1;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let mut payload = header.address.block() + header.header_blocks;
+        for record in Record::decode_all(&header.records)? {
+            let n = u32::try_from(record.payload_crcs().len()).expect("bounded by a segment");
+            if n > 0 {
+                found.push((Address::new(no, payload), record));
+            }
+            payload += n;
+        }
+        block += header.total_blocks();
+    }
+    Ok(found)
 }
 
 impl Core {
@@ -202,7 +381,7 @@ impl Core {
     }
 
     /// The segment whose cleaning pays best: free space gained, weighed by age, per block to move.
-    pub(crate) fn victim(&self) -> Option<SegmentNo> {
+    pub(crate) fn victim(&self, eligible: impl Fn(SegmentNo, &Segment) -> bool) -> Option<SegmentNo> {
         let now = self.log.next_sequence;
         let blocks = self.space.segment_blocks();
         let score = |s: &Segment| {
@@ -218,8 +397,22 @@ impl Core {
             })
             // A segment with almost nothing dead in it costs more than it gives.
             .filter(|(_, s)| u64::from(s.references + s.nodes) * 20 < u64::from(blocks) * 19)
+            .filter(|(no, s)| eligible(*no, s))
             .max_by_key(|(_, s)| score(s))
             .map(|(no, _)| no)
+    }
+
+    /// The victim that pays best of those that were there at the last change by others and have not been tried since. What the
+    /// cleaner and checkpoints write themselves is never one, so without changes by others there is an end of victims.
+    fn next_victim(&mut self) -> Option<SegmentNo> {
+        if self.round.changes != self.changes {
+            self.round =
+                Round { changes: self.changes, before: self.log.next_sequence, tried: BTreeSet::new() };
+        }
+        let round = &self.round;
+        let found = self.victim(|no, s| s.last_sequence < round.before && !round.tried.contains(&no));
+        self.round.tried.extend(found);
+        found
     }
 
     /// Remembers that only index pages are left in a segment: the next checkpoint frees it.
@@ -228,99 +421,40 @@ impl Core {
         self.changed = true;
     }
 
-    /// The records of every batch in a segment, with the address of each one's payload.
-    pub(crate) fn segment_records(&self, no: SegmentNo) -> Result<Vec<(Address, Record)>> {
-        let segment =
-            *self.space.get(no).ok_or_else(|| Error::corrupt("no such segment").with("segment", no))?;
-        let mut found = Vec::new();
-        let mut block = 1;
-        while block < segment.used {
-            let at = Address::new(no, block);
-            let header = match read_batch(&*self.disk, at, segment.life, self.space.segment_blocks()) {
-                Ok(header) => header,
-                // What recovery gave up in the middle of a segment stays as it is: step over it.
-                Err(e) if e.kind() == ErrorKind::Corrupt && segment.state == State::Sealed => {
-                    block += 1;
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            let mut payload = header.address.block() + header.header_blocks;
-            for record in Record::decode_all(&header.records)? {
-                let n = u32::try_from(record.payload_crcs().len()).expect("bounded by a segment");
-                if n > 0 {
-                    found.push((Address::new(no, payload), record));
-                }
-                payload += n;
-            }
-            block += header.total_blocks();
-        }
-        Ok(found)
-    }
-
-    /// Every live data block of a segment.
-    pub(crate) fn live_blocks(&mut self, no: SegmentNo) -> Result<Vec<Live>> {
-        let mut candidates: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
-        for (at, record) in self.segment_records(no)? {
-            let owners: Vec<(u64, u32)> = match &record {
-                Record::Data { inode, block, .. } => vec![(*inode, *block)],
-                Record::Move { refs, .. } => refs.iter().map(|r| (r.inode, r.block)).collect(),
-                _ => continue,
-            };
-            for i in 0..u32::try_from(record.payload_crcs().len()).expect("bounded") {
-                candidates.entry(at.block() + i).or_default().extend(owners.iter().map(|(o, b)| (*o, b + i)));
-            }
-        }
+    /// Who shares blocks of a segment, by the notes: block, then object and its block.
+    pub(crate) fn sharers_of(&mut self, no: SegmentNo) -> Result<BTreeMap<u32, Vec<(u64, u32)>>> {
+        let mut found: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
         let prefix = Key::new(Tag::Sharer).u32(no.0);
         for (key, value) in self.tree.scan(prefix.bytes(), After::Including, prefix.bytes(), usize::MAX)? {
             let mut r = KeyReader::new(&key);
             let (_, from, inode, block) = (r.u32()?, u32::from(r.u16()?), r.u64()?, r.u32()?);
             let length = value.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
             for i in 0..u32::from(length) {
-                candidates.entry(from + i).or_default().push((inode, block + i));
+                found.entry(from + i).or_default().push((inode, block + i));
             }
         }
+        Ok(found)
+    }
+
+    /// The live blocks among the next few of the victim; `None` where it has no more.
+    fn next_live(&mut self) -> Result<Option<Vec<Live>>> {
+        let Some(cleaning) = &mut self.cleaning else { return Ok(None) };
+        if cleaning.candidates.is_empty() {
+            return Ok(None);
+        }
+        let count = cleaning.candidates.len().min(STEP_BLOCKS);
+        let next: Vec<Candidate> = cleaning.candidates.drain(..count).collect();
         let mut live = Vec::new();
-        for (block, mut owners) in candidates {
-            owners.sort_unstable();
-            owners.dedup();
-            let at = Address::new(no, block);
-            let mut refs = Vec::new();
-            let mut crc = 0;
-            for (inode, b) in owners {
-                self.references_to(at, inode, b, &mut refs, &mut crc)?;
+        for (owners, at) in next {
+            let (mut refs, mut crc) = (Vec::new(), 0);
+            for (inode, block) in owners {
+                self.references_to(at, inode, block, &mut refs, &mut crc)?;
             }
             if !refs.is_empty() {
                 live.push((refs, at, crc));
             }
         }
-        Ok(live)
-    }
-
-    /// Takes the next live blocks of the victim, as they are now: who points at each may have changed since they were found.
-    fn next_moves(&mut self, max: usize) -> Result<Vec<Live>> {
-        let mut step = Vec::new();
-        while step.len() < max {
-            let Some((refs, at, crc)) = self.cleaning.as_mut().and_then(|c| c.live.pop_front()) else {
-                break;
-            };
-            let mut still = Vec::with_capacity(refs.len());
-            for r in refs {
-                if !self.has_object(r.inode)? {
-                    continue;
-                }
-                let object = self.object(r.inode)?;
-                let exists = r.version == HEAD || object.clones.iter().any(|c| c.id == r.version);
-                let (chunk, i) = split(r.block);
-                if exists && self.chunk((r.inode, r.version, chunk))?.get(i) == Block::Data(at, crc) {
-                    still.push(r);
-                }
-            }
-            if !still.is_empty() {
-                step.push((still, at, crc));
-            }
-        }
-        Ok(step)
+        Ok(Some(live))
     }
 
     /// Adds the versions of an object that have block `block` at `at`.
@@ -349,44 +483,17 @@ impl Core {
         Ok(())
     }
 
-    /// Copies live blocks to the cold head, neighbours of one object together.
-    pub(crate) fn move_blocks(&mut self, live: &[Live]) -> Result<()> {
-        let ranges: Vec<(FileId, u64, u64)> = live
-            .iter()
-            .map(|(_, at, _)| (FileId::Segment(at.segment()), crate::read::byte_of(*at), BLOCK as u64))
-            .collect();
-        self.disk.will_read(&ranges);
-        let mut from = 0;
-        while from < live.len() {
-            let mut to = from + 1;
-            while to < live.len() && follows(&live[to - 1].0, &live[to].0) {
-                to += 1;
-            }
-            let mut payload = Vec::with_capacity(to - from);
-            for (_, at, crc) in &live[from..to] {
-                let mut bytes = vec![0; BLOCK];
-                read_run(&*self.disk, *at, &[*crc], &mut bytes)?;
-                payload.push(Bytes::from(bytes));
-            }
-            let record = Record::Move {
-                refs: live[from].0.clone(),
-                crcs: live[from..to].iter().map(|l| l.2).collect(),
+    /// Marks some of the victim's index pages changed, so that the next checkpoint writes them elsewhere. `false` where there are no
+    /// more.
+    fn evict_pages(&mut self) -> Result<bool> {
+        for _ in 0..STEP_PAGES {
+            let Some((at, level, key)) = self.cleaning.as_mut().and_then(|c| c.pages.pop()) else {
+                return Ok(false);
             };
-            self.commit_at((Head::Cold, Purpose::Reclaim), vec![record], payload)?;
-            from = to;
+            self.tree.evict_page(level, &key, at)?;
+            self.settle_tree()?;
         }
-        Ok(())
-    }
-
-    /// Marks the index pages of a segment changed, so that the next checkpoint writes them elsewhere.
-    fn evict_pages(&mut self, no: SegmentNo) -> Result<()> {
-        for (at, record) in self.segment_records(no)? {
-            if let Record::Node { level, key, .. } = record {
-                self.tree.evict_page(level, &key, at)?;
-                self.settle_tree()?;
-            }
-        }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::log::Log;
 use crate::object::{ObjectRecord, PoolRecord};
 use crate::record::{HEAD, Record};
 use crate::sharing::Sharing;
-use crate::space::{Head, Purpose, Space};
+use crate::space::{Purpose, Space};
 use crate::tree::{After, Tree};
 
 /// Which chunk of which version's table.
@@ -88,8 +88,16 @@ pub(crate) struct Core {
     pub(crate) era: Arc<()>,
     /// Segments emptied, with the era whose readers may still look at them.
     pub(crate) retired: Vec<(Arc<()>, Vec<SegmentNo>)>,
+    /// Free segments whose files are kept.
+    pub(crate) keep_files: usize,
     /// Live blocks at which cleaning for room was last given up.
     pub(crate) hopeless: Option<u64>,
+    /// Transactions of anybody but the cleaner.
+    pub(crate) changes: u64,
+    /// What may be cleaned before `changes` grows.
+    pub(crate) round: crate::cleaner::Round,
+    /// `changes` when there was nothing to maintain.
+    pub(crate) quiet: Option<u64>,
     /// The segment being emptied.
     pub(crate) cleaning: Option<crate::cleaner::Cleaning>,
     /// Segments with only index pages left in them, all marked to be written elsewhere.
@@ -122,16 +130,6 @@ impl Core {
         records: Vec<Record>,
         payload: Vec<Bytes>,
     ) -> Result<()> {
-        self.commit_at((Head::Main, purpose), records, payload)
-    }
-
-    /// [`Core::commit`] at a head.
-    pub(crate) fn commit_at(
-        &mut self,
-        at: (Head, Purpose),
-        records: Vec<Record>,
-        payload: Vec<Bytes>,
-    ) -> Result<()> {
         if records.is_empty() {
             return Ok(());
         }
@@ -140,7 +138,8 @@ impl Core {
             self.log.poisoned = true;
             return Err(e);
         }
-        let first = self.log.append(&mut self.space, &self.env, at, &records, payload)?;
+        self.changes += u64::from(!records.iter().all(|r| matches!(r, Record::Adopt { .. })));
+        let first = self.log.append(&mut self.space, &self.env, purpose, &records, payload)?;
         self.changed = true;
         let applied = self.apply_all(records, first);
         if applied.is_err() {

@@ -20,6 +20,9 @@ use crate::tree::After;
 /// Objects looked at under one lock.
 const OBJECTS_PER_STEP: usize = 16;
 
+/// Blocks found to be moved under one lock: an object's worth.
+const STEP_BLOCKS: usize = 1024;
+
 /// Blocks of the mean run below which an object counts as scattered: 128 KiB, about what a disk reads in the time of a seek.
 const RUN_BLOCKS: usize = 32;
 
@@ -37,8 +40,9 @@ impl Engine {
         let turn = self.turn();
         loop {
             while self.checkpoint_piece(&turn)? {}
-            let (next, blocks) = self.lock_behind().defragment_step(from)?;
-            moved += blocks;
+            let (next, live) = self.lock_behind().defragment_step(from)?;
+            moved += live.len() as u64;
+            self.move_blocks(&turn, &live)?;
             while self.checkpoint_step(&turn)? {}
             if self.lock_behind().frees_enough()? {
                 self.checkpoint_in(&turn)?;
@@ -55,9 +59,11 @@ impl Engine {
 }
 
 impl Core {
-    /// Looks at some objects from inode `from` on. Returns where to go on, and the blocks moved.
-    fn defragment_step(&mut self, from: u64) -> Result<(Option<u64>, u64)> {
+    /// Looks at some objects from inode `from` on. Returns where to go on, and the blocks to move.
+    fn defragment_step(&mut self, from: u64) -> Result<(Option<u64>, Vec<Live>)> {
         self.check_writable()?;
+        // So that every block is on the disk.
+        self.log_seal()?;
         self.settle_all()?;
         self.write_back()?;
         let prefix = Key::new(Tag::Inode);
@@ -66,22 +72,22 @@ impl Core {
         let mut inodes: Vec<u64> =
             found.iter().map(|(k, _)| KeyReader::new(k).u64()).collect::<Result<_>>()?;
         inodes.dedup();
-        let Some(last) = inodes.last().copied() else { return Ok((None, 0)) };
+        let last = inodes.last().copied();
         let mut shared = Shared::new();
-        let mut moved = 0;
+        let mut live = Vec::new();
         for inode in inodes {
-            if self.space.available(&*self.disk)? <= u64::from(self.space.reserve()) + 2 {
-                return Ok((None, moved));
+            let room = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()) + 2);
+            let blocks = room * u64::from(self.space.segment_blocks()) / 2;
+            if live.len() as u64 >= blocks {
+                return Ok((None, live));
             }
-            let live = self.scattered_blocks(inode, &mut shared)?;
-            moved += live.len() as u64;
-            let written = self.log.written_bytes;
-            self.log_seal()?;
-            self.move_blocks(&live)?;
-            self.log_seal()?;
-            self.counters.cleaner_bytes += self.log.written_bytes - written;
+            live.append(&mut self.scattered_blocks(inode, &mut shared)?);
+            if live.len() >= STEP_BLOCKS {
+                return Ok((Some(inode + 1), live));
+            }
         }
-        Ok((Some(last + 1), moved))
+        // Where there was none: the end.
+        Ok((last.map(|last| last + 1), live))
     }
 
     /// The blocks of HEAD that only this object refers to, if they lie scattered.

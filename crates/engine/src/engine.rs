@@ -5,12 +5,13 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ferry_core::watch::WatchRegistry;
 use ferry_core::{Env, Error, ErrorKind, Result};
 
 use crate::cache::Cache;
-use crate::checkpoint::{After, Piece, write_superblock};
+use crate::checkpoint::{After, Piece, SPARE_FILES, write_superblock};
 use crate::core::{Core, Counters};
 use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::Superblock;
@@ -79,6 +80,9 @@ pub struct Engine {
     turn: Mutex<()>,
     /// Held by whoever waits for `core`: so that background work, which takes it too, does not overtake.
     queue: Mutex<()>,
+    /// Whether there may be something to maintain, see [`Engine::wait_for_work`].
+    work: Mutex<bool>,
+    work_came: Condvar,
     identity: [u8; 16],
     syncing: Mutex<SyncState>,
     synced: Condvar,
@@ -184,6 +188,8 @@ impl Engine {
             generation: AtomicU64::new(1),
             turn: Mutex::default(),
             queue: Mutex::default(),
+            work: Mutex::default(),
+            work_came: Condvar::new(),
             identity,
             syncing: Mutex::default(),
             synced: Condvar::new(),
@@ -390,19 +396,62 @@ impl Engine {
         }
     }
 
-    /// Does a little of what can wait: drops versions of released snapshots, checkpoints, cleans. `true` where there is more.
+    /// Does a little of what can wait: drops versions of released snapshots, writes checkpoints, cleans. `true` where there is more.
+    ///
+    /// The owner of a store that stays open runs it on one background thread:
+    ///
+    /// ```ignore
+    /// while !stopping() {
+    ///     if !engine.maintain()? {
+    ///         engine.wait_for_work(Duration::from_millis(100));
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// - A call's work is bounded: it holds what readers and writers need for about 0.2 ms at the longest, and they go first if they
+    ///   wait; it may wait for the disk, which they do not. A call with nothing to do costs less than a microsecond.
+    /// - A loop until `false` ends if others do not write meanwhile, and soon even if they do.
+    /// - Called too seldom, writers find no room and clean themselves; a checkpoint that is overdue is written by them, a small piece a
+    ///   write. So it is not needed for safety, only for latency.
+    /// - Calls from several threads take turns.
+    /// - In longer idle times, for instance after a minute without writes: [`Engine::begin_checkpoint`], so that opening after a
+    ///   crash has less to replay; [`Engine::prepare`] (each segment missing is one segment written and synced), so that flushes are cheap;
+    ///   [`Engine::defragment`], which reads and rewrites scattered objects for as long as it takes, with the lock released
+    ///   between small pieces.
     ///
     /// # Errors
-    /// As [`Engine::sync`].
+    /// As [`Engine::sync`]; `NoSpace` (28) where there is no room to work in, with nothing lost: removals make some.
     pub fn maintain(&self) -> Result<bool> {
+        let changes = {
+            let core = self.lock();
+            if core.is_quiet() {
+                return Ok(false);
+            }
+            core.changes
+        };
         if self.trim_step()? {
             return Ok(true);
         }
         let turn = self.turn();
-        if self.checkpoint_step(&turn)? {
-            return Ok(true);
+        let more = self.checkpoint_step(&turn)? || self.clean_step(&turn)?;
+        if !more {
+            self.lock_behind().quiet = Some(changes);
         }
-        self.clean_step(&turn)
+        Ok(more)
+    }
+
+    /// Waits until there may be something to [`Engine::maintain`]: a writer took another segment. At most so long.
+    pub fn wait_for_work(&self, at_most: Duration) {
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.work_came.wait_timeout_while(work, at_most, |there| !*there);
+        let (mut work, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *work = false;
+    }
+
+    /// Says that there may be something to maintain.
+    pub(crate) fn call_for_work(&self) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.work_came.notify_one();
     }
 
     /// Makes free segments ahead of need, written with zeros, so that a flush finds its blocks allocated: on most file systems
@@ -415,6 +464,7 @@ impl Engine {
             let (no, bytes) = {
                 let mut core = self.lock_behind();
                 core.check_writable()?;
+                core.keep_files = SPARE_FILES.max(count);
                 let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
                 if core.space.ready() >= count || !spare {
                     return Ok(());
@@ -512,6 +562,10 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         era: Arc::new(()),
         retired: Vec::new(),
         hopeless: None,
+        keep_files: SPARE_FILES,
+        changes: 0,
+        round: crate::cleaner::Round::default(),
+        quiet: None,
         cleaning: None,
         cleaned: std::collections::BTreeSet::new(),
         changed: false,
@@ -522,6 +576,14 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
 }
 
 impl Core {
+    /// Whether there was nothing to maintain the last time and nothing changed since.
+    fn is_quiet(&self) -> bool {
+        self.quiet == Some(self.changes)
+            && self.retired.is_empty()
+            && self.checkpointing.is_none()
+            && !self.tree.has_apart()
+    }
+
     /// Writes the open batch out.
     pub(crate) fn log_seal(&mut self) -> Result<()> {
         self.log.seal(&mut self.space)

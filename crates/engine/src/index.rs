@@ -9,6 +9,7 @@ use crate::key::{Key, KeyReader, Tag};
 use crate::limits::CHUNK_BLOCKS;
 use crate::object::{CloneRecord, ObjectRecord, PoolRecord, blocks_of};
 use crate::record::{BlockRef, HEAD, Record};
+use crate::recover::read_batch;
 use crate::tree::After;
 
 impl Core {
@@ -80,8 +81,8 @@ impl Core {
             Record::XattrRemove { inode, name } => {
                 self.delete_long(&Key::new(Tag::Xattr).u64(inode).text(name.as_bytes()))
             }
-            Record::Move { refs, crcs } => self.apply_move(&refs, &crcs, at),
-            Record::Node { .. } | Record::Table { .. } => Ok(()),
+            Record::Adopt { batch } => self.apply_adopt(batch),
+            Record::Copied { .. } | Record::Node { .. } | Record::Table { .. } => Ok(()),
         }
     }
 
@@ -300,29 +301,70 @@ impl Core {
         self.count_blocks(pool, balance)
     }
 
-    fn apply_move(&mut self, refs: &[BlockRef], crcs: &[u32], at: Address) -> Result<()> {
+    /// Points whoever still has the blocks a batch has copies of to the copies. The batch was durable before the record that says
+    /// so was written.
+    fn apply_adopt(&mut self, batch: Address) -> Result<()> {
+        let segment = self.space.get(batch.segment()).copied().unwrap_or_default();
+        let missing =
+            || Error::corrupt("copies of blocks are not where they were made").with("address", batch);
+        if batch.block() >= segment.used {
+            return Err(missing());
+        }
+        let header = read_batch(&*self.disk, batch, segment.life, self.space.segment_blocks())
+            .map_err(|e| missing().because(e))?;
+        let mut at = batch.plus(header.header_blocks);
+        let count = Record::decode_all(&header.records)?;
+        for (i, record) in count.iter().enumerate() {
+            let blocks = u32::try_from(record.payload_crcs().len()).expect("bounded by a segment");
+            if let Record::Copied { refs, from, crcs } = record {
+                if from.len() != crcs.len() {
+                    return Err(Error::corrupt("copies without their origin").with("address", batch));
+                }
+                self.adopt_run(refs, from, crcs, at)?;
+            }
+            if i + 1 < count.len() {
+                at = at.plus(blocks);
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_run(&mut self, refs: &[BlockRef], from: &[Address], crcs: &[u32], at: Address) -> Result<()> {
         for r in refs {
             self.settle_dependents(r.inode)?;
         }
         for (n, r) in refs.iter().enumerate() {
-            for (i, crc) in (0..).zip(crcs) {
+            if !self.has_version(r.inode, r.version)? {
+                continue;
+            }
+            let mut moved: Vec<Option<Block>> = vec![None; crcs.len()];
+            for ((i, crc), from) in (0..).zip(crcs).zip(from) {
                 let (chunk, slot) = split(r.block + i);
-                let entry = self.chunk_to_change((r.inode, r.version, chunk))?;
-                let old = entry.get(slot);
-                entry.set(slot, Block::Data(at.plus(i), *crc));
-                if old.address().is_none() {
-                    return Err(Error::corrupt("the cleaner moved a block nobody has").with("inode", r.inode));
+                let key = (r.inode, r.version, chunk);
+                let old = Block::Data(*from, *crc);
+                if self.chunk(key)?.get(slot) != old {
+                    continue;
                 }
+                let new = Block::Data(at.plus(i), *crc);
+                self.chunk_to_change(key)?.set(slot, new);
                 self.space.sub(old)?;
-                self.space.add(Block::Data(at.plus(i), *crc))?;
+                self.space.add(new)?;
+                moved[i as usize] = Some(new);
             }
             if n > 0 {
-                let moved: Vec<Option<Block>> =
-                    (0..).zip(crcs).map(|(i, c)| Some(Block::Data(at.plus(i), *c))).collect();
                 self.note_sharers(&moved, r.inode, r.block)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a version of an object exists.
+    fn has_version(&mut self, inode: u64, version: u64) -> Result<bool> {
+        if !self.has_object(inode)? {
+            return Ok(false);
+        }
+        let object = self.object(inode)?;
+        Ok(version == HEAD || object.clones.iter().any(|c| c.id == version))
     }
 
     /// Objects with a version preserved for a snapshot, up to `max` of them.

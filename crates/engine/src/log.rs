@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - At most one batch is open, so the order of records is the order of batch sequences over the heads that have any.
-//! - Batches of the index head have no sequence: nothing in them is replayed, they count from a superblock on that names them.
+//! - Batches of the index and the cold head have no sequence: nothing in them is replayed. They are durable before a superblock, or
+//!   a record of the main head, names them.
 //! - A transaction's records and payload are in one batch.
 //! - A batch that was begun has its place in its segment: finishing it cannot run out of space.
 //! - After a failed write or sync nothing more is written: what reached the disk is unknown until recovery.
@@ -27,7 +28,6 @@ const WRITE_BACK_BYTES: u64 = 512 << 10;
 /// A batch that grows in memory.
 #[derive(Debug)]
 struct OpenBatch {
-    head: Head,
     segment: SegmentNo,
     /// First block of the header.
     start: u32,
@@ -39,7 +39,7 @@ struct OpenBatch {
     payload_blocks: u32,
 }
 
-/// Where the next batch of the index head will lie.
+/// Where the next batch of a head whose batches are not replayed will lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     /// Its first header block.
@@ -51,8 +51,18 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// Where it begins.
+    pub(crate) fn header(self) -> Address {
+        self.header
+    }
+
+    /// Byte of its file it begins at.
+    pub(crate) fn offset(self) -> u64 {
+        u64::from(self.header.block()) * BLOCK as u64
+    }
+
     /// The segment it will lie in.
-    pub(crate) fn segment(&self) -> SegmentNo {
+    pub(crate) fn segment(self) -> SegmentNo {
         self.payload.segment()
     }
 }
@@ -75,6 +85,8 @@ pub(crate) struct Log {
     unsynced_index: BTreeSet<SegmentNo>,
     /// Segments the index head has had since the last checkpoint began.
     pub(crate) of_index: BTreeSet<SegmentNo>,
+    /// Whether the main head went on to another segment since somebody asked.
+    pub(crate) rolled: bool,
     /// Set by the first failed write or sync.
     pub(crate) poisoned: bool,
     /// Bytes appended since the last checkpoint.
@@ -109,6 +121,7 @@ impl Log {
             unsynced: BTreeSet::new(),
             unsynced_index: BTreeSet::new(),
             of_index: BTreeSet::new(),
+            rolled: false,
             poisoned: false,
             tail_bytes: 0,
             written_bytes: 0,
@@ -135,7 +148,7 @@ impl Log {
         &mut self,
         space: &mut Space,
         env: &Env,
-        (head, purpose): (Head, Purpose),
+        purpose: Purpose,
         records: &[Record],
         payload: Vec<Bytes>,
     ) -> Result<Address> {
@@ -146,7 +159,7 @@ impl Log {
         let blocks: usize = payload.iter().map(|p| p.len() / BLOCK).sum();
         let blocks =
             u32::try_from(blocks).map_err(|_| Error::invalid("a transaction is larger than a segment"))?;
-        self.reserve(space, env, (head, purpose), encoded.len(), blocks)?;
+        self.reserve(space, env, purpose, encoded.len(), blocks)?;
         let batch = self.open.as_mut().expect("a batch was just reserved");
         let first = batch.start + batch.header_blocks + batch.payload_blocks;
         batch.records.raw(&encoded);
@@ -166,20 +179,21 @@ impl Log {
         Ok(address)
     }
 
-    /// Blocks left in the index head's segment; 0 where there is none.
-    pub(crate) fn index_left(&self, space: &Space) -> u32 {
-        let no = self.heads[Head::Index as usize];
+    /// Blocks left in a head's segment; 0 where there is none.
+    pub(crate) fn left(&self, space: &Space, head: Head) -> u32 {
+        let no = self.heads[head as usize];
         no.and_then(|no| space.get(no)).map_or(0, |s| space.segment_blocks() - s.used)
     }
 
-    /// Makes room for a batch of the index head and says where it will lie, if it is the next one written there.
+    /// Makes room for a batch of the index or the cold head and says where it will lie, if it is the next one there.
     ///
     /// # Errors
     /// `NoSpace` (28) with nothing changed; `Invalid` where it is larger than a segment.
-    pub(crate) fn index_room(
+    pub(crate) fn room(
         &mut self,
         space: &mut Space,
         env: &Env,
+        head: Head,
         record_bytes: usize,
         payload_blocks: usize,
     ) -> Result<Room> {
@@ -190,15 +204,17 @@ impl Log {
         if header_blocks > BATCH_HEADER_BLOCKS_MAX || total > space.segment_blocks() - 1 {
             return Err(Error::invalid("a batch is larger than a segment").with("blocks", total));
         }
-        let no = match self.heads[Head::Index as usize] {
-            Some(no) if self.index_left(space) >= total => no,
+        let no = match self.heads[head as usize] {
+            Some(no) if self.left(space, head) >= total => no,
             before => {
-                let fresh = self.open_segment(space, env, Head::Index, Purpose::Reclaim)?;
+                let fresh = self.open_segment(space, env, (head, Purpose::Reclaim))?;
                 if let Some(old) = before {
                     space.entry(old).state = State::Sealed;
                 }
-                self.heads[Head::Index as usize] = Some(fresh);
-                self.of_index.insert(fresh);
+                self.heads[head as usize] = Some(fresh);
+                if head == Head::Index {
+                    self.of_index.insert(fresh);
+                }
                 fresh
             }
         };
@@ -207,7 +223,7 @@ impl Log {
         Ok(Room { header: Address::new(no, start), payload, end: start + total })
     }
 
-    /// Writes a batch of the index head where [`Log::index_room`] said.
+    /// Writes a batch of the index head where [`Log::room`] said.
     pub(crate) fn write_index(
         &mut self,
         space: &mut Space,
@@ -215,11 +231,26 @@ impl Log {
         records: &[Record],
         payload: Vec<Bytes>,
     ) -> Result<()> {
+        let parts = self.unsequenced(space, room, records, payload);
+        self.unsynced_index.insert(room.segment());
+        let written = self.disk.write(FileId::Segment(room.segment()), room.offset(), &parts);
+        self.wrote_unsequenced(room, &parts, &written);
+        written
+    }
+
+    /// The bytes of a batch that is not replayed, to be written where [`Log::room`] said; its place is taken from now on.
+    pub(crate) fn unsequenced(
+        &self,
+        space: &mut Space,
+        room: Room,
+        records: &[Record],
+        payload: Vec<Bytes>,
+    ) -> Vec<Bytes> {
         let mut encoded = Encoder::new();
         records.iter().for_each(|r| r.encode(&mut encoded));
-        let no = room.segment();
-        let sequence = self.last_sequence();
-        let entry = space.entry(no);
+        let entry = space.entry(room.segment());
+        entry.used = room.end;
+        entry.last_sequence = self.next_sequence;
         let header = BatchHeader {
             address: room.header,
             header_blocks: room.payload.block() - room.header.block(),
@@ -230,16 +261,19 @@ impl Log {
             durable_upto: self.durable_upto,
             records: encoded.finish().to_vec(),
         };
-        entry.used = room.end;
-        entry.last_sequence = sequence;
         let mut parts = vec![Bytes::from(header.encode())];
         parts.extend(payload);
-        self.unsynced_index.insert(no);
-        let tail = self.tail_bytes;
-        let written = self.write(no, room.header.block(), &parts);
-        // No replay will read it.
-        self.tail_bytes = tail;
-        written
+        parts
+    }
+
+    /// Counts a batch that is not replayed, or takes note that writing it failed. It is no part of the tail.
+    pub(crate) fn wrote_unsequenced(&mut self, room: Room, parts: &[Bytes], result: &Result<()>) {
+        self.poisoned |= result.is_err();
+        let bytes: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        self.written_bytes += bytes;
+        if bytes >= WRITE_BACK_BYTES {
+            self.disk.begin_write_back(FileId::Segment(room.segment()), room.offset(), bytes);
+        }
     }
 
     /// Says that a checkpoint begins: [`Log::of_index`] is the segment of the index head now and those it has from now on.
@@ -252,14 +286,14 @@ impl Log {
         &mut self,
         space: &mut Space,
         env: &Env,
-        (head, purpose): (Head, Purpose),
+        purpose: Purpose,
         record_bytes: usize,
         payload_blocks: u32,
     ) -> Result<()> {
         if let Some(batch) = &self.open {
             let room = batch.header_blocks as usize * BLOCK - BATCH_FIXED_BYTES - batch.record_bytes;
             let end = batch.start + batch.header_blocks + batch.payload_blocks + payload_blocks;
-            if batch.head == head && record_bytes <= room && end <= space.segment_blocks() {
+            if record_bytes <= room && end <= space.segment_blocks() {
                 return Ok(());
             }
         }
@@ -268,13 +302,13 @@ impl Log {
         if header_blocks > BATCH_HEADER_BLOCKS_MAX || total > space.segment_blocks() - 1 {
             return Err(Error::invalid("a transaction is larger than a segment").with("blocks", total));
         }
-        let segment = match self.heads[head as usize] {
+        let segment = match self.heads[Head::Main as usize] {
             Some(no) if self.end_of(space, no) + total <= space.segment_blocks() => no,
             _ => {
                 // Nothing is sealed before the new segment is there: running out of space changes nothing.
-                let fresh = self.open_segment(space, env, head, purpose)?;
+                let fresh = self.open_segment(space, env, (Head::Main, purpose))?;
                 self.seal(space)?;
-                if let Some(old) = self.heads[head as usize].replace(fresh) {
+                if let Some(old) = self.heads[Head::Main as usize].replace(fresh) {
                     space.entry(old).state = State::Sealed;
                 }
                 fresh
@@ -283,7 +317,6 @@ impl Log {
         self.seal(space)?;
         let start = space.get(segment).map_or(1, |s| s.used);
         self.open = Some(OpenBatch {
-            head,
             segment,
             start,
             header_blocks,
@@ -307,8 +340,7 @@ impl Log {
         &mut self,
         space: &mut Space,
         env: &Env,
-        head: Head,
-        purpose: Purpose,
+        (head, purpose): (Head, Purpose),
     ) -> Result<SegmentNo> {
         let life = env.rng.next_u64();
         let no = space.open(&*self.disk, head, purpose, life)?;
@@ -320,9 +352,16 @@ impl Log {
             epoch: self.epoch,
         };
         match head {
-            Head::Main | Head::Cold => self.unsynced.insert(no),
-            Head::Index => self.unsynced_index.insert(no),
-        };
+            Head::Main => {
+                self.unsynced.insert(no);
+                self.rolled = true;
+            }
+            Head::Index => {
+                self.unsynced_index.insert(no);
+            }
+            // Whoever writes there syncs it.
+            Head::Cold => {}
+        }
         self.write(no, 0, &[Bytes::from(header.encode())])?;
         Ok(no)
     }

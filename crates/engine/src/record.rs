@@ -7,6 +7,8 @@ use bytes::Bytes;
 use ferry_core::denc::{Decoder, Encoder};
 use ferry_core::{Error, Result};
 
+use crate::address::Address;
+
 /// A version of an object: a preserved one by its clone id, or HEAD.
 pub(crate) const HEAD: u64 = ferry_core::SnapId::HEAD.0;
 
@@ -66,8 +68,11 @@ pub(crate) enum Record {
     XattrSet { inode: u64, name: String, value: Bytes },
     /// An xattr is gone.
     XattrRemove { inode: u64, name: String },
-    /// The cleaner moved blocks: each of `refs` and those after it now lie in the next payload blocks.
-    Move { refs: Vec<BlockRef>, crcs: Vec<u32> },
+    /// The next payload blocks are copies of blocks that lie at `from`; each of `refs` and those after it had them when they were
+    /// copied. Says nothing before it is adopted.
+    Copied { refs: Vec<BlockRef>, from: Vec<Address>, crcs: Vec<u32> },
+    /// Who still has the blocks that the batch at this address has copies of, has the copies from now on.
+    Adopt { batch: Address },
     /// The next payload block is an index page that holds `key`; nothing to replay.
     Node { level: u8, crc: u32, key: Bytes },
     /// The next payload blocks are the segment table; nothing to replay.
@@ -78,7 +83,7 @@ impl Record {
     /// CRCs of the payload blocks that belong to it.
     pub(crate) fn payload_crcs(&self) -> &[u32] {
         match self {
-            Self::Data { crcs, .. } | Self::Move { crcs, .. } | Self::Table { crcs } => crcs,
+            Self::Data { crcs, .. } | Self::Copied { crcs, .. } | Self::Table { crcs } => crcs,
             Self::Node { crc, .. } => std::slice::from_ref(crc),
             Self::Pool { .. }
             | Self::PoolRemove { .. }
@@ -99,7 +104,8 @@ impl Record {
             | Self::OmapRemove { .. }
             | Self::OmapClear { .. }
             | Self::XattrSet { .. }
-            | Self::XattrRemove { .. } => &[],
+            | Self::XattrRemove { .. }
+            | Self::Adopt { .. } => &[],
         }
     }
 
@@ -203,10 +209,12 @@ impl Record {
                 e.u64(*inode);
                 e.string(name);
             }
-            Self::Move { refs, crcs } => {
+            Self::Copied { refs, from, crcs } => {
                 e.u8(22);
                 e.u32(count(refs.len()));
                 refs.iter().for_each(|r| encode_ref(e, r));
+                e.u32(count(from.len()));
+                from.iter().for_each(|a| e.u64(a.raw()));
                 encode_crcs(e, crcs);
             }
             Self::Node { level, crc, key } => {
@@ -218,6 +226,10 @@ impl Record {
             Self::Table { crcs } => {
                 e.u8(24);
                 encode_crcs(e, crcs);
+            }
+            Self::Adopt { batch } => {
+                e.u8(25);
+                e.u64(batch.raw());
             }
         }
     }
@@ -255,11 +267,14 @@ impl Record {
             19 => Self::OmapClear { inode: d.u64()? },
             20 => Self::XattrSet { inode: d.u64()?, name: d.string()?, value: blob(d)? },
             21 => Self::XattrRemove { inode: d.u64()?, name: d.string()? },
-            22 => {
-                Self::Move { refs: decode_list(d, 20, decode_ref)?, crcs: decode_list(d, 4, Decoder::u32)? }
-            }
+            22 => Self::Copied {
+                refs: decode_list(d, 20, decode_ref)?,
+                from: decode_list(d, 8, decode_address)?,
+                crcs: decode_list(d, 4, Decoder::u32)?,
+            },
             23 => Self::Node { level: d.u8()?, crc: d.u32()?, key: blob(d)? },
             24 => Self::Table { crcs: decode_list(d, 4, Decoder::u32)? },
+            25 => Self::Adopt { batch: decode_address(d)? },
             other => return Err(Error::corrupt("unknown record in the log").with("kind", other)),
         })
     }
@@ -313,6 +328,10 @@ fn encode_crcs(e: &mut Encoder, crcs: &[u32]) {
 
 fn decode_ref(d: &mut Decoder<'_>) -> Result<BlockRef> {
     Ok(BlockRef { inode: d.u64()?, version: d.u64()?, block: d.u32()? })
+}
+
+fn decode_address(d: &mut Decoder<'_>) -> Result<Address> {
+    Address::from_raw(d.u64()?).ok_or_else(|| Error::corrupt("a record of the log points nowhere"))
 }
 
 fn blob(d: &mut Decoder<'_>) -> Result<Bytes> {

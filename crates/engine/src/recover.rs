@@ -293,8 +293,12 @@ impl Core {
                     entry.state = State::Sealed;
                     entry.torn = true;
                 }
-                State::Free => *entry = crate::space::Segment::default(),
-                State::Sealed => entry.torn = true,
+                State::Free if entry.references == 0 => *entry = crate::space::Segment::default(),
+                // It has copies that were adopted.
+                State::Free | State::Sealed => {
+                    entry.state = State::Sealed;
+                    entry.torn = true;
+                }
             }
         }
         self.space.retake_free();

@@ -30,7 +30,7 @@ use crate::tree::After;
 impl Engine {
     fn do_write(&self, id: &ObjectId, op: &WriteOp) -> Result<WriteReply> {
         self.make_room_for(op)?;
-        let (reply, overdue) = {
+        let (reply, overdue, rolled) = {
             let mut core = self.lock();
             core.check_writable()?;
             if core.pool(id.pool)?.value.read_only {
@@ -45,8 +45,12 @@ impl Engine {
                 self.next_generation();
             }
             core.commit(plan.purpose, plan.records, plan.payload)?;
-            (WriteReply { version: plan.version }, core.checkpoint_overdue())
+            let rolled = std::mem::take(&mut core.log.rolled);
+            (WriteReply { version: plan.version }, core.checkpoint_overdue(), rolled)
         };
+        if rolled {
+            self.call_for_work();
+        }
         if overdue {
             self.help_checkpoint()?;
         }

@@ -136,6 +136,11 @@ impl Tree {
         Ok(!self.apart.is_empty())
     }
 
+    /// Whether entries changed apart wait to be put into the pages.
+    pub(crate) fn has_apart(&self) -> bool {
+        !self.apart.is_empty()
+    }
+
     /// Addresses of pages that left the tree since the last call.
     pub(crate) fn take_dropped(&mut self) -> Vec<Address> {
         std::mem::take(&mut self.dropped)

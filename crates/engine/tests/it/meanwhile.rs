@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ferry_core::testing::test_env;
-use ferry_core::{Effect, Namespace, ObjectId, PoolId, ReadOp, Result, SnapId, Store, WriteOp};
+use ferry_core::{Effect, Namespace, ObjectId, PoolId, ReadOp, Result, SnapContext, SnapId, Store, WriteOp};
 use ferry_engine::disk::sim::SimDisk;
 use ferry_engine::disk::{Disk, FileId, SegmentNo};
 use ferry_engine::{Engine, Options};
@@ -47,12 +47,12 @@ fn what_is_written_while_a_segment_is_emptied_stays_as_written() {
     let mut round = 0;
     while store.statistics().cleaned_segments < 4 {
         round += 1;
-        assert!(round < 100, "nothing is cleaned: {:?}", store.statistics());
+        assert!(round < 2000, "nothing is cleaned: {:?}", store.statistics());
         store.maintain().unwrap();
-        for i in (round % 7..100).step_by(7) {
-            write(&store, pool, i * 4, content(i + round * 1000));
-            written[i] = round;
-        }
+        // In pieces: now what was moved last is written, now what will be next.
+        let i = round * 7 % 100;
+        write(&store, pool, i * 4, content(i + round * 1000));
+        written[i] = round;
     }
     for (i, round) in written.iter().enumerate() {
         let wanted = if *round == 0 { content(i * 4) } else { content(i + round * 1000) };
@@ -61,10 +61,17 @@ fn what_is_written_while_a_segment_is_emptied_stays_as_written() {
     assert!(store.check().unwrap().is_clean());
 }
 
-/// A disk on which something else happens in the middle of the next read.
+/// A disk on which something else happens in the middle of the next read, or of the next that was announced.
 struct Interrupted {
     disk: SimDisk,
     act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    before_many: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Interrupted {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { disk: SimDisk::new(1), act: Mutex::default(), before_many: Mutex::default() })
+    }
 }
 
 impl fmt::Debug for Interrupted {
@@ -103,6 +110,10 @@ impl Disk for Interrupted {
     }
 
     fn will_read(&self, ranges: &[(FileId, u64, u64)]) {
+        let act = self.before_many.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+        }
         self.disk.will_read(ranges);
     }
 
@@ -129,7 +140,7 @@ impl Disk for Interrupted {
 
 #[test]
 fn a_segment_is_not_used_again_while_somebody_reads_from_it() {
-    let disk = Arc::new(Interrupted { disk: SimDisk::new(1), act: Mutex::default() });
+    let disk = Interrupted::new();
     let options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };
     let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
     let pool = store.create_pool("p").wait().unwrap();
@@ -153,4 +164,56 @@ fn a_segment_is_not_used_again_while_somebody_reads_from_it() {
     for n in 10..20 {
         assert!(read(&store, pool, n) == content(n), "object {n}");
     }
+}
+
+#[test]
+fn what_changes_while_it_is_copied_stays_as_changed() {
+    let disk = Interrupted::new();
+    let options = Options { segment_blocks: 256, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    for n in 0..40 {
+        write(&store, pool, n, content(n));
+    }
+    for n in (0..40).filter(|n| n % 4 != 0) {
+        remove(&store, pool, n);
+    }
+    store.checkpoint().unwrap();
+    let snap = store.allocate_snap(pool).wait().unwrap();
+    let other = Arc::clone(&store);
+    // While the first blocks are read to be copied, everything that lives changes: overwritten, preserved or removed.
+    *disk.before_many.lock().unwrap() = Some(Box::new(move || {
+        for n in (0..40).step_by(8) {
+            write(&other, pool, n, content(n + 1000));
+        }
+        for n in (4..40).step_by(16) {
+            let context = SnapContext { seq: snap.0, snaps: Arc::from([snap].as_slice()) };
+            let op = WriteOp::new().under(context).write(0, content(n + 2000));
+            other.write(&object(pool, n), op).wait().unwrap();
+        }
+        for n in (12..40).step_by(16) {
+            remove(&other, pool, n);
+        }
+    }));
+    while store.clean_one().unwrap() {}
+    assert!(disk.before_many.lock().unwrap().is_none(), "nothing was copied");
+    let expect = |store: &Engine| {
+        for n in (0..40).step_by(8) {
+            assert!(read(store, pool, n) == content(n + 1000), "object {n}");
+        }
+        for n in (4..40).step_by(16) {
+            assert!(read(store, pool, n) == content(n + 2000), "object {n}");
+            let reply = store.read(&object(pool, n), snap, ReadOp::data(0, 200_000)).wait().unwrap();
+            assert!(reply.data.to_vec(0, reply.size) == content(n), "object {n} at the snapshot");
+        }
+        for n in (12..40).step_by(16) {
+            assert!(store.read(&object(pool, n), SnapId::HEAD, ReadOp::data(0, 1)).wait().is_err());
+        }
+        assert!(store.check().unwrap().is_clean());
+    };
+    expect(&store);
+    store.flush().wait().unwrap();
+    drop(store);
+    let image = Arc::new(disk.disk.crash(1));
+    expect(&Engine::open(image, test_env(2), options).unwrap());
 }

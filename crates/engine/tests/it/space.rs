@@ -141,3 +141,111 @@ fn files_shrink_with_what_the_store_holds() {
     store.checkpoint().unwrap();
     assert!(before > 70 && segments() <= 8, "{before} files, then {}", segments());
 }
+
+/// Segments in use once everything that pays has been cleaned.
+fn segments_after_cleaning(store: &Engine) -> u64 {
+    let mut calls = 0;
+    while store.clean_one().unwrap() {
+        calls += 1;
+        assert!(calls < 1000, "the cleaner finds no end: {:?}", store.statistics());
+    }
+    store.checkpoint().unwrap();
+    assert!(store.check().unwrap().is_clean());
+    store.statistics().segment_bytes / (64 * 4096)
+}
+
+#[test]
+fn what_only_a_sharer_still_has_does_not_hold_its_segment() {
+    let options = Options { capacity_bytes: 0, ..OPTIONS };
+    let store = Engine::create(Arc::new(SimDisk::new(1)), test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    for n in 0..200 {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    // One block of each goes on living in another object, and its first owner is gone.
+    for n in 0..200 {
+        let share = Effect::ShareRange {
+            source: object(pool, n),
+            at: SnapId::HEAD,
+            offset: 8192,
+            length: 4096,
+            target_offset: 0,
+        };
+        store
+            .write(&object(pool, 1000 + n), WriteOp::new().effect(Effect::Create).effect(share))
+            .wait()
+            .unwrap();
+    }
+    store.flush().wait().unwrap();
+    let before = store.statistics().segment_bytes / (64 * 4096);
+    for n in 0..200 {
+        remove(n, pool, &store);
+    }
+    let after = segments_after_cleaning(&store);
+    assert!(before > 70 && after < 20, "{before} segments, {after} once cleaned");
+    for n in 0..200 {
+        let reply = store.read(&object(pool, 1000 + n), SnapId::HEAD, ReadOp::data(0, 4096)).wait().unwrap();
+        assert!(reply.data.to_vec(0, 4096) == content(n)[8192..12288], "object {n}");
+    }
+}
+
+#[test]
+fn index_pages_that_never_change_do_not_hold_their_segments() {
+    let options = Options { capacity_bytes: 0, ..OPTIONS };
+    let store = Engine::create(Arc::new(SimDisk::new(1)), test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    let set = |n: usize, value: u8| {
+        let op = WriteOp::new().omap_set(format!("{n:06}"), vec![value; 400]);
+        store.write(&object(pool, 0), op).wait().unwrap();
+    };
+    // About 1,300 pages in 20 segments and more.
+    for n in 0..10_000 {
+        set(n, 1);
+    }
+    store.checkpoint().unwrap();
+    // All but some neighbours change: every old segment keeps a few of its pages.
+    for n in (0..10_000).filter(|n| n % 400 < 360) {
+        set(n, 2);
+    }
+    store.checkpoint().unwrap();
+    let statistics = store.statistics();
+    let before = statistics.segment_bytes / (64 * 4096);
+    let after = segments_after_cleaning(&store);
+    let needed = store.statistics().live_bytes / (64 * 4096);
+    assert!(
+        before > needed + 15 && after < needed + 8,
+        "{before} segments, {after} once cleaned, {needed} needed"
+    );
+}
+
+#[test]
+fn cleaning_and_maintaining_come_to_an_end() {
+    for seed in 0..12 {
+        let store = Engine::create(Arc::new(SimDisk::new(seed)), test_env(seed), OPTIONS).unwrap();
+        let pool = store.create_pool("p").wait().unwrap();
+        // Small batches: nearly every segment has a tenth of it in headers, so there is always something that looks dead.
+        for n in 0..900 {
+            let at = (n * 7 % 50) as u64 * 4096;
+            let op = WriteOp::new().write(at, vec![3; 4096]).omap_set(format!("{n}"), vec![1; 50]);
+            store.write(&object(pool, n % 9 + usize::try_from(seed).unwrap()), op).wait().unwrap();
+            if n % 3 == 0 {
+                store.flush().wait().unwrap();
+            }
+        }
+        let mut calls = 0;
+        while store.maintain().unwrap() {
+            calls += 1;
+            assert!(calls < 5000, "seed {seed}: maintaining finds no end: {:?}", store.statistics());
+        }
+        segments_after_cleaning(&store);
+        while store.maintain().unwrap() {
+            calls += 1;
+            assert!(calls < 10_000, "seed {seed}: maintaining finds no end: {:?}", store.statistics());
+        }
+        let written = store.statistics().log_bytes;
+        assert!(
+            !store.maintain().unwrap() && store.statistics().log_bytes == written,
+            "nothing to do is nothing done"
+        );
+    }
+}
