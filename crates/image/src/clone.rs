@@ -25,7 +25,7 @@ use crate::progress::silent;
 use crate::remove::{self, UsedParent};
 
 pub use children::{Child, children, descendants, v1_children};
-pub use link::{detach_from_parent, detach_head, relink};
+pub use link::{attach_to_parent, detach_from_parent, detach_head, relink};
 
 /// Which kind of link a clone gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,7 +169,7 @@ async fn attach_open(child: &mut Image, record: &ParentRecord, format: CloneForm
             Ok(())
         })
         .await?;
-    link::attach_to_parent(child, record).await
+    attach_to_parent(child, record).await
 }
 
 /// Finishes a clone that was cut off between its two links; `None` where `name` is something else.

@@ -121,11 +121,13 @@ impl Io {
 
 /// Whether objects of `target` can refer to the space of objects of `source`.
 pub(crate) fn can_share(source: &Revision, target: &Revision) -> bool {
-    target.store.capabilities().share && source.store.identity() == target.store.identity()
+    target.store.capabilities().share
+        && source.store.identity() == target.store.identity()
+        && source.is_in_one_store()
 }
 
 /// The parent's bytes, read to be written.
-async fn copy_effects(revision: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+pub(crate) async fn copy_effects(revision: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
     let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
     let mut effects = Vec::new();
     for part in revision.below_overlap(extent) {

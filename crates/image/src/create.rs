@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,8 @@ use crate::metadata;
 use crate::object_map::ObjectMap;
 use crate::pool::Pool;
 use crate::trash::check_name;
+
+pub use whole::{check_free, create_whole};
 
 /// Largest image: what fits a signed 64-bit offset. Bytes.
 const SIZE_MAX: u64 = i64::MAX as u64;
@@ -174,7 +177,14 @@ pub(crate) async fn create_linked(pool: &Pool, name: &str, options: &CreateOptio
 }
 
 /// The header of a new image.
-fn new_header(pool: &Pool, id: &str, options: &CreateOptions, layout: Layout, features: Features) -> Header {
+#[must_use]
+pub fn new_header(
+    pool: &Pool,
+    id: &str,
+    options: &CreateOptions,
+    layout: Layout,
+    features: Features,
+) -> Header {
     let now = pool.env.clock.now();
     let data_pool = options.data_pool.as_ref().map(|p| p.id).filter(|p| *p != pool.id());
     Header {
@@ -198,6 +208,7 @@ fn new_header(pool: &Pool, id: &str, options: &CreateOptions, layout: Layout, fe
         modified: now,
         metadata: options.metadata.clone(),
         migration: None,
+        intent: None,
         group: None,
         other: BTreeMap::new(),
     }

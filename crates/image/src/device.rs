@@ -21,8 +21,10 @@ use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 use futures_util::lock::Mutex as AsyncMutex;
 
 use self::gate::Gate;
+use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
+use crate::layout::ObjectNo;
 use crate::limits::WRITE_RETRIES_MAX;
 
 /// An open image that offers itself as a device. Cheap to clone; all clones are the same device.
@@ -82,6 +84,17 @@ impl ImageDevice {
     /// Dropping the future leaves the device as it was.
     pub async fn refresh(&self) -> Result<()> {
         self.reopen(async |_: &mut Image| Ok(())).await
+    }
+
+    /// Gives an object of the target of a migration its history, beside the requests of clients.
+    ///
+    /// # Errors
+    /// As [`Io::migrate_object`].
+    ///
+    /// # Cancel safety
+    /// As [`Io::migrate_object`].
+    pub async fn migrate_object(&self, object: ObjectNo) -> Result<Migrated> {
+        self.run_change(move |io| async move { io.migrate_object(object).await }).await
     }
 
     /// Takes the exclusive lock, where the image has one, ahead of the first write.
@@ -183,9 +196,10 @@ impl ImageDevice {
     }
 
     /// Runs a change on the image as it is now, having taken the exclusive lock.
-    fn run_change<F>(&self, request: impl FnOnce(Arc<Io>) -> F + Send + 'static) -> Reply<()>
+    fn run_change<T, F>(&self, request: impl FnOnce(Arc<Io>) -> F + Send + 'static) -> Reply<T>
     where
-        F: Future<Output = Result<()>> + Send,
+        T: Send + Unpin + 'static,
+        F: Future<Output = Result<T>> + Send,
     {
         let device = self.clone();
         Reply::pending(async move {

@@ -81,8 +81,30 @@ impl Diff {
         };
         let to = image.revision_at(request.to).await?;
         let maps = load_maps(image, request, to.object_count()).await?;
-        let list_snaps = image.pool.store.capabilities().list_snaps;
+        // What a target has not got yet changed, if it did, in the source.
+        let list_snaps = image.pool.store.capabilities().list_snaps && !to.is_target;
         Ok(Self { from, to, maps, request, list_snaps })
+    }
+
+    /// A diff between two points of one image, as closely as the store can tell.
+    pub(crate) fn between(from: Revision, to: Revision) -> Self {
+        let (granularity, parent) = (Granularity::Exact, ParentData::Included);
+        let request = DiffRequest { from: Some(from.snap), to: to.snap, granularity, parent };
+        let list_snaps = to.store.capabilities().list_snaps && !to.is_target;
+        Self { from: Some(from), to, maps: None, request, list_snaps }
+    }
+
+    /// What was written to the target of a migration since prepare, whether or not it still reads through to its source.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; `Invalid` (22) where the image was not prepared by ferry.
+    pub async fn since_prepare(image: &Image) -> Result<Self> {
+        let base = image.header.base().ok_or_else(|| ferry_core::Error::invalid("no point of prepare"))?;
+        let mut diff =
+            Self::between(image.revision_at(base.snap).await?, image.revision_at(SnapId::HEAD).await?);
+        // An object that is not there, or not finished, was not written.
+        diff.list_snaps = image.pool.store.capabilities().list_snaps;
+        Ok(diff)
     }
 
     /// The newer end, for reading what changed.
@@ -184,7 +206,7 @@ enum Verdict {
 /// The maps from `from` (or only of `to`, from the beginning) to `to`; `None` where one is missing or not to be trusted.
 async fn load_maps(image: &Image, request: DiffRequest, count: u64) -> Result<Option<Vec<ObjectMap>>> {
     let header = &image.header;
-    if !header.features.contains(Features::OBJECT_MAP.with(Features::FAST_DIFF)) {
+    if !header.features.contains(Features::OBJECT_MAP.with(Features::FAST_DIFF)) || header.redirects() {
         return Ok(None);
     }
     let mut points: Vec<SnapId> = match request.from {

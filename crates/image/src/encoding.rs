@@ -9,6 +9,7 @@
 mod children;
 mod directory;
 mod group;
+mod intent;
 mod keys;
 mod migration;
 mod names;
@@ -23,6 +24,7 @@ mod value;
 pub use children::{ChildSpec, Children, V1Children, v1_children_key};
 pub use directory::{DirectoryState, decode_directory_state, encode_directory_state};
 pub use group::GroupRef;
+pub use intent::{BasePoint, KEY_INTENT, MigrationIntent, MigrationPeer, MigrationPhase};
 pub use keys::{
     KEY_DIRECTORY_STATE, PREFIX_METADATA, PREFIX_SNAP_CHILDREN, PREFIX_SNAPSHOT, directory_id,
     directory_name, header, metadata, namespace_name, parse_hex_id, snap_children, snapshot as snapshot_key,

@@ -31,13 +31,16 @@ pub enum Flattened {
 /// Makes a clone independent of its parent.
 ///
 /// # Errors
-/// `Invalid` (22) where it has none; `ReadOnly` (30); those of the store.
+/// `Invalid` (22) where it has none; `Busy` (16) for the target of a migration; `ReadOnly` (30); those of the store.
 ///
 /// # Crash safety
 /// The link is cut only after all data is durable. A crash midway leaves a clone with more objects of its own; flattening
 /// again finishes it.
 pub async fn flatten(image: &mut Image, progress: Progress<'_>) -> Result<Flattened> {
     image.acquire().await?;
+    if image.header.redirects() {
+        return Err(Error::busy("image is migrating").with("image", &image.name));
+    }
     if image.header.parent.as_ref().is_none_or(|p| p.head_overlap.is_none()) {
         return Err(Error::invalid("image has no parent").with("image", &image.name));
     }

@@ -23,11 +23,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_core::{Error, ObjectId, PoolId, Result, SnapContext, SnapId, Timestamp};
 
-use crate::encoding::{Children, GroupRef, MigrationRecord, ParentRecord, SnapshotNamespace, SnapshotRecord};
+use crate::encoding::{
+    Children, GroupRef, MigrationIntent, MigrationRecord, ParentRecord, SnapshotNamespace, SnapshotRecord,
+};
 use crate::features::{Features, Flags, OpFeatures};
 
 pub use load::load;
-pub use migrating::Opening;
+pub use migrating::{Opening, SourceLink};
 pub use parent::Reattach;
 pub use snapshots::RemovedSnapshot;
 pub use update::{create_op, update};
@@ -75,6 +77,8 @@ pub struct Header {
     pub metadata: BTreeMap<String, Bytes>,
     /// A migration under way.
     pub migration: Option<MigrationRecord>,
+    /// What ferry notes about it beyond that.
+    pub intent: Option<MigrationIntent>,
     /// The consistency group it is in.
     pub group: Option<GroupRef>,
     /// Keys of ferry's own (`ferry.*`) and of other releases, as they are.
@@ -97,10 +101,12 @@ impl Header {
         1 << self.order
     }
 
-    /// What data writes must preserve: all snapshots of every kind, newest first.
+    /// What data writes must preserve: all snapshots of every kind, and the point of prepare of a migration, newest first.
     #[must_use]
     pub fn snap_context(&self) -> SnapContext {
-        SnapContext { seq: self.snap_seq, snaps: self.snaps.keys().rev().copied().collect::<Arc<[_]>>() }
+        let mut snaps: Vec<SnapId> = self.snaps.keys().copied().chain(self.base().map(|b| b.snap)).collect();
+        snaps.sort_unstable_by(|a, b| b.cmp(a));
+        SnapContext { seq: self.snap_seq, snaps: Arc::from(snaps) }
     }
 
     /// The snapshot with this id.
@@ -127,7 +133,11 @@ impl Header {
     /// # Errors
     /// `NotFound` (2) for a snapshot that is not there.
     pub fn size_at(&self, at: SnapId) -> Result<u64> {
-        if at == SnapId::HEAD { Ok(self.size) } else { Ok(self.snap(at)?.size) }
+        match self.base() {
+            _ if at == SnapId::HEAD => Ok(self.size),
+            Some(base) if base.snap == at => Ok(base.size),
+            Some(_) | None => Ok(self.snap(at)?.size),
+        }
     }
 
     /// Validity of the object map at `at`.
@@ -135,7 +145,12 @@ impl Header {
     /// # Errors
     /// `NotFound` (2) for a snapshot that is not there.
     pub fn flags_at(&self, at: SnapId) -> Result<Flags> {
-        if at == SnapId::HEAD { Ok(self.flags) } else { Ok(Flags(self.snap(at)?.flags)) }
+        match self.base() {
+            _ if at == SnapId::HEAD => Ok(self.flags),
+            // It has no object map.
+            Some(base) if base.snap == at => Ok(Flags::OBJECT_MAP_INVALID.with(Flags::FAST_DIFF_INVALID)),
+            Some(_) | None => Ok(Flags(self.snap(at)?.flags)),
+        }
     }
 
     /// The parent and how much of it shows at `at`; `None` where nothing is asked of a parent there.
@@ -143,10 +158,10 @@ impl Header {
     /// # Errors
     /// `NotFound` (2) for a snapshot that is not there.
     pub fn parent_at(&self, at: SnapId) -> Result<Option<ParentLink>> {
-        let overlap = if at == SnapId::HEAD {
-            self.parent.as_ref().and_then(|p| p.head_overlap)
-        } else {
-            self.snap(at)?.overlap()
+        let overlap = match self.base() {
+            _ if at == SnapId::HEAD => self.parent.as_ref().and_then(|p| p.head_overlap),
+            Some(base) if base.snap == at => base.parent_overlap,
+            Some(_) | None => self.snap(at)?.overlap(),
         };
         let Some(overlap) = overlap else { return Ok(None) };
         Ok(self.parent_spec().map(|parent| ParentLink { parent: parent.clone(), overlap }))

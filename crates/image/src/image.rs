@@ -34,6 +34,8 @@ pub struct Image {
     pub read_only: bool,
     /// A writer's standing with the image.
     pub session: Option<Arc<Session>>,
+    /// Whether it was opened as an end of a migration, by whoever runs the migration and may do what others may not.
+    pub is_end: bool,
 }
 
 impl Image {
@@ -90,9 +92,17 @@ impl Image {
     /// Those of [`header::load`] and [`Header::check_opening`].
     pub async fn refresh(&mut self) -> Result<()> {
         let header = header::load(&*self.pool.store, &self.header_object()).await?;
-        header.check_opening(if self.read_only { Opening::ReadOnly } else { Opening::ReadWrite })?;
+        self.check_opening(&header)?;
         self.header = Arc::new(header);
         Ok(())
+    }
+
+    /// Whether the image may still be open.
+    fn check_opening(&self, header: &Header) -> Result<()> {
+        if self.is_end {
+            return Ok(());
+        }
+        header.check_opening(if self.read_only { Opening::ReadOnly } else { Opening::ReadWrite })
     }
 
     /// Refuses an image that was opened to be read.

@@ -19,6 +19,7 @@ use ferry_core::{
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use crate::history::History;
 use crate::layout::ObjectExtent;
 use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::live_map::LiveMap;
@@ -48,6 +49,8 @@ pub struct Io {
     has_fast_diff: bool,
     map: Option<Arc<LiveMap>>,
     read_only: bool,
+    /// What a migration still has to fill in, where this is its target.
+    history: Option<Arc<History>>,
     /// Whether the image has an exclusive lock that was not held when this was opened: there is no map then, and no writing.
     lacks_lock: bool,
 }
@@ -93,6 +96,12 @@ impl Io {
     #[must_use]
     pub fn map(&self) -> Option<&Arc<LiveMap>> {
         self.map.as_ref()
+    }
+
+    /// What a migration still has to fill in, where this is its target.
+    #[must_use]
+    pub fn history(&self) -> Option<&Arc<History>> {
+        self.history.as_ref()
     }
 
     /// Whether writes are refused.
@@ -169,12 +178,7 @@ impl Io {
     /// # Errors
     /// Those of the store.
     pub async fn object_exists(&self, extent: ObjectExtent) -> Result<bool> {
-        let id = self.revision.object_id(extent.object);
-        match self.revision.store.read(&id, self.revision.snap, ReadOp::stat()).await {
-            Ok(_) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        }
+        Ok(self.revision.look(extent.object, ReadOp::stat()).await?.is_some())
     }
 
     /// Refuses to write a snapshot or what is open for reading only.

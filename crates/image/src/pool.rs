@@ -17,6 +17,7 @@ use ferry_core::{
 };
 
 use crate::encoding::{INFO_OBJECT, INFO_VALIDATED};
+use crate::peers::{NoPeers, Peers};
 
 /// How often a change that lost against another is tried again before giving up.
 pub(crate) const RETRIES_MAX: usize = 64;
@@ -32,6 +33,8 @@ pub struct Pool {
     pub namespace: Namespace,
     /// Time and randomness.
     pub env: Env,
+    /// Other stores.
+    pub peers: Arc<dyn Peers>,
 }
 
 impl Pool {
@@ -41,7 +44,13 @@ impl Pool {
     /// `NotFound` (2) where there is no such pool.
     pub async fn open(store: Arc<dyn Store>, env: Env, name: &str, namespace: &Namespace) -> Result<Self> {
         let info = store.pool_by_name(name).await?;
-        Ok(Self { store, info, namespace: namespace.clone(), env })
+        Ok(Self { store, info, namespace: namespace.clone(), env, peers: Arc::new(NoPeers) })
+    }
+
+    /// The same, able to find the other ends of migrations in other stores.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers, ..self }
     }
 
     /// The pool with number `id` of the same store, and `namespace` in it.

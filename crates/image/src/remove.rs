@@ -142,7 +142,7 @@ pub async fn check_watchers(image: &Image) -> Result<()> {
 ///
 /// # Errors
 /// As [`remove`].
-pub(crate) async fn remove_unlinked(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
+pub async fn remove_unlinked(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
     let image = match Image::open_by_id(pool, id, Opening::ReadWrite).await {
         Ok(image) => Some(image),
         Err(e) if e.kind() == ErrorKind::NotFound => None,

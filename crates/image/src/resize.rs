@@ -9,6 +9,7 @@ use ferry_core::{Effect, Error, ErrorKind, Guard, Result, SnapId, WriteOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::features::Flags;
+use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
 use crate::layout::ObjectExtent;
@@ -107,8 +108,25 @@ impl Io {
         Ok(())
     }
 
+    /// As [`Self::trim_object`], on the target of a migration. What is removed here must be known to have been there, or its
+    /// history would be brought in a second time.
+    async fn trim_target(&self, cut: ObjectExtent) -> Result<()> {
+        if self.migrate_object(cut.object).await? != Migrated::There {
+            return Ok(());
+        }
+        let forgets = || self.history().is_some_and(|h| h.never_shows(cut.object));
+        if cut.offset == 0 && (self.revision().store.capabilities().list_snaps || forgets()) {
+            return self.remove_object(cut.object).await;
+        }
+        self.announced(vec![cut.object], self.change_target(cut.object, &[Effect::Truncate(cut.offset)]))
+            .await
+    }
+
     /// Cuts one object off. What showed through of the parent goes with the overlap.
     async fn trim_object(&self, cut: ObjectExtent) -> Result<()> {
+        if self.history().is_some() {
+            return self.trim_target(cut).await;
+        }
         if self.map().is_some_and(|map| !map.get(cut.object).may_exist()) {
             return Ok(());
         }

@@ -9,7 +9,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ferry_core::{Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, Result, SnapId, SparseData, Store};
+use ferry_core::{
+    Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, ReadReply, Result, SnapId, SparseData, Store,
+};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -18,6 +20,7 @@ mod owners;
 use owners::Owner;
 pub use owners::Owners;
 
+use crate::history;
 use crate::layout::{ImageExtent, Layout, ObjectExtent, ObjectNo};
 use crate::limits::OBJECTS_IN_FLIGHT;
 
@@ -42,6 +45,8 @@ pub struct Revision {
     pub parent: Option<Parent>,
     /// Which ancestors hold the objects that are missing, as far as it was looked up.
     pub owners: Owners,
+    /// Whether a migration still fills the image: an object may be there that is not finished (see [`crate::history`]).
+    pub is_target: bool,
 }
 
 /// The ancestor of a revision.
@@ -168,29 +173,53 @@ impl Revision {
             return Ok(found);
         }
         let op = ReadOp::data(extent.offset, extent.length);
-        match self.store.read(&self.object_id(extent.object), self.snap, op).await {
-            Ok(reply) => Ok(self.in_image(extent, reply.data)),
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                if let Some(generation) = generation
-                    && let Some(owner) = self.find_owner(extent.object).await?
-                {
-                    self.owners.put(generation, extent.object.0, owner);
-                }
-                self.read_parent(extent).await
-            }
-            Err(e) => Err(e.with("image_object", extent.object.0)),
+        if let Some(reply) = self.look(extent.object, op).await? {
+            return Ok(self.in_image(extent, reply.data));
         }
+        if let Some(generation) = generation
+            && let Some(owner) = self.find_owner(extent.object).await?
+        {
+            self.owners.put(generation, extent.object.0, owner);
+        }
+        self.read_parent(extent).await
+    }
+
+    /// Reads an object of this image; `None` where it does not exist here, or is not finished.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn look(&self, object: ObjectNo, mut op: ReadOp) -> Result<Option<ReadReply>> {
+        op.xattrs |= self.is_target;
+        match self.store.read(&self.object_id(object), self.snap, op).await {
+            Ok(reply) if self.is_target && history::hides(&reply, self.snap)? => Ok(None),
+            Ok(reply) => Ok(Some(reply)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.with("image_object", object.0)),
+        }
+    }
+
+    /// Whether the image and all its ancestors lie in one store.
+    #[must_use]
+    pub fn is_in_one_store(&self) -> bool {
+        let mut child = self;
+        while let Some(parent) = &child.parent {
+            if parent.revision.store.identity() != self.store.identity() {
+                return false;
+            }
+            child = &parent.revision;
+        }
+        true
     }
 
     /// Reads a part of an object from who was found to hold it; `None` where it is no longer there.
     async fn read_at(&self, owner: &Owner, extent: ObjectExtent) -> Result<Option<Vec<(u64, Bytes)>>> {
         let Owner::Ancestor(ancestor) = owner else { return Ok(Some(Vec::new())) };
         let op = ReadOp::data(extent.offset, extent.length);
-        match ancestor.store.read(&ancestor.object_id(extent.object), ancestor.snap, op).await {
-            Ok(reply) => Ok(Some(self.in_image(extent, reply.data))),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e.with("image_object", extent.object.0)),
-        }
+        let reply = ancestor.look(extent.object, op).await?;
+        Ok(reply.map(|reply| self.in_image(extent, reply.data)))
     }
 
     /// Looks up the ancestors for who holds an object this image lacks. `None` where one ancestor does not answer for the whole
@@ -203,11 +232,10 @@ impl Revision {
             if !whole || ancestor.layout != self.layout || self.layout.is_striped() {
                 return Ok(None);
             }
-            match ancestor.store.read(&ancestor.object_id(object), ancestor.snap, ReadOp::stat()).await {
-                Ok(_) => return Ok(Some(Owner::Ancestor(Arc::clone(ancestor)))),
-                Err(e) if e.kind() == ErrorKind::NotFound => child = ancestor,
-                Err(e) => return Err(e.with("image_object", object.0)),
+            if ancestor.look(object, ReadOp::stat()).await?.is_some() {
+                return Ok(Some(Owner::Ancestor(Arc::clone(ancestor))));
             }
+            child = ancestor;
         }
         Ok(Some(Owner::Nobody))
     }
@@ -273,10 +301,9 @@ impl Revision {
     /// As [`Self::locate`], for a part of one object.
     async fn locate_in_object(&self, extent: ObjectExtent) -> Result<Vec<Piece>> {
         let object = self.object_id(extent.object);
-        match self.store.read(&object, self.snap, ReadOp::stat()).await {
-            Ok(reply) => Ok(self.pieces_of(extent, &object, reply.size)),
-            Err(e) if e.kind() == ErrorKind::NotFound => self.locate_in_parent(extent).await,
-            Err(e) => Err(e.with("image_object", extent.object.0)),
+        match self.look(extent.object, ReadOp::stat()).await? {
+            Some(reply) => Ok(self.pieces_of(extent, &object, reply.size)),
+            None => self.locate_in_parent(extent).await,
         }
     }
 

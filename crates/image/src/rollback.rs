@@ -9,6 +9,7 @@ use ferry_core::{Effect, ErrorKind, ReadOp, Result, SnapId, WriteOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::features::{Features, Flags};
+use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
 use crate::layout::{ObjectExtent, ObjectNo};
@@ -53,7 +54,8 @@ pub async fn rollback(image: &mut Image, snap: SnapId, progress: Progress<'_>) -
 /// Has the object map claim all that exists now or at the snapshot. Returns the map to put in its place in the end; where the
 /// snapshot's cannot be trusted, HEAD's is flagged so too.
 async fn begin_map(image: &mut Image, io: &Io, snap: SnapId) -> Result<Option<ObjectMap>> {
-    let Some(live) = io.map() else { return Ok(None) };
+    // On the target of a migration the snapshot's map does not know yet what has not been copied; each object is announced.
+    let Some(live) = io.map().filter(|_| io.history().is_none()) else { return Ok(None) };
     let count = io.revision().object_count();
     let is_valid = !image.header.flags_at(snap)?.contains(Flags::OBJECT_MAP_INVALID);
     let stored = load_stored(&*image.pool.store, &image.object_map_object(snap), count).await?;
@@ -85,6 +87,9 @@ fn lost(io: &Io, image: &Image, snap: SnapId, object: ObjectNo) -> u64 {
 impl Io {
     /// Makes one object what it was.
     async fn roll_back_object(&self, then: &Revision, object: ObjectNo) -> Result<()> {
+        if self.history().is_some() {
+            return self.roll_back_target(then, object).await;
+        }
         if then.overlap_in(object) > self.revision().overlap_in(object) && !exists_at(then, object).await? {
             let whole = ObjectExtent { object, offset: 0, length: then.overlap_in(object) };
             let mut effects = vec![Effect::Create, Effect::Truncate(0)];
@@ -98,11 +103,27 @@ impl Io {
     }
 }
 
+impl Io {
+    /// As [`Self::roll_back_object`], on the target of a migration: an object that goes would show the source again.
+    async fn roll_back_target(&self, then: &Revision, object: ObjectNo) -> Result<()> {
+        let migrated = self.migrate_object(object).await?;
+        if exists_at(then, object).await? {
+            let op = WriteOp::new().effect(Effect::Rollback(then.snap));
+            return self.announced(vec![object], self.apply(object, op)).await;
+        }
+        let whole = ObjectExtent { object, offset: 0, length: then.overlap_in(object) };
+        let shown =
+            if whole.length > 0 { self.effects_from_parent_of(then, whole).await? } else { Vec::new() };
+        if migrated == Migrated::Nothing && then.overlap_in(object) == self.revision().overlap_in(object) {
+            return Ok(());
+        }
+        let mut effects = vec![Effect::Create, Effect::Truncate(0)];
+        effects.extend(shown);
+        self.announced(vec![object], self.change_target(object, &effects)).await
+    }
+}
+
 /// Whether a revision has an object of its own.
 pub(crate) async fn exists_at(revision: &Revision, object: ObjectNo) -> Result<bool> {
-    match revision.store.read(&revision.object_id(object), revision.snap, ReadOp::stat()).await {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e.with("image_object", object.0)),
-    }
+    Ok(revision.look(object, ReadOp::stat()).await?.is_some())
 }

@@ -1,6 +1,6 @@
 //! Giving back the space of what is zeros anyway.
 
-use ferry_core::{Effect, Error, ErrorKind, Guard, ReadOp, Result, SnapId, WriteOp};
+use ferry_core::{Effect, Error, ErrorKind, Guard, ReadOp, Result, WriteOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::image::Image;
@@ -43,13 +43,9 @@ impl Io {
         if self.map().is_some_and(|map| !map.get(object).may_exist()) || length == 0 {
             return Ok(());
         }
-        let id = self.revision().object_id(object);
         for _ in 0..WRITE_RETRIES_MAX {
             let op = ReadOp::data(0, self.revision().layout.object_size());
-            let reply = match self.revision().store.read(&id, SnapId::HEAD, op).await {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-                reply => reply?,
-            };
+            let Some(reply) = self.revision().look(object, op).await? else { return Ok(()) };
             let is_hidden = self.revision().overlap_in(object) > 0;
             let (effects, last_data) = holes(&reply.data.extents, block);
             if last_data == 0 && !is_hidden {

@@ -105,13 +105,13 @@ async fn finish_moving(pool: &Pool, name: &str, source: TrashSource) -> Result<S
 }
 
 /// Takes an image's names away and puts it into the trash.
-pub(crate) async fn unlink(
-    pool: &Pool,
-    name: &str,
-    id: &str,
-    source: TrashSource,
-    delay: Duration,
-) -> Result<()> {
+///
+/// # Errors
+/// Those of the store.
+///
+/// # Crash safety
+/// After a crash midway the same call finishes.
+pub async fn unlink(pool: &Pool, name: &str, id: &str, source: TrashSource, delay: Duration) -> Result<()> {
     let now = pool.env.clock.now();
     let entry = TrashEntry {
         source,
@@ -156,12 +156,7 @@ async fn put(pool: &Pool, id: &str, entry: &TrashEntry) -> Result<()> {
 ///
 /// # Errors
 /// `NotFound` (2) where there is no entry; `Conflict` (116) where it is in another state.
-pub(crate) async fn set_state(
-    pool: &Pool,
-    id: &str,
-    state: TrashState,
-    expected: &[TrashState],
-) -> Result<()> {
+pub async fn set_state(pool: &Pool, id: &str, state: TrashState, expected: &[TrashState]) -> Result<()> {
     pool.change_key(&pool.object(TRASH_OBJECT), &trash_key(id), |before| {
         let Some(before) = before else {
             return Err(Error::not_found("image is not in the trash").with("id", id));

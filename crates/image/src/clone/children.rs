@@ -99,6 +99,7 @@ pub async fn descendants(image: &Image, snap: SnapId) -> Result<Vec<Child>> {
             at: SnapId::HEAD,
             read_only: true,
             session: None,
+            is_end: false,
         };
         for grandchild in children(&below, SnapId::HEAD).await? {
             if !found.contains(&grandchild) {

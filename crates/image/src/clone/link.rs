@@ -23,7 +23,10 @@ fn spec_of(child: &Image) -> ChildSpec {
 }
 
 /// Tells the parent's side of a child; nothing where it knows.
-pub(super) async fn attach_to_parent(child: &Image, parent: &ParentRecord) -> Result<()> {
+///
+/// # Errors
+/// `NotFound` (2) where the parent is gone; those of the store.
+pub async fn attach_to_parent(child: &Image, parent: &ParentRecord) -> Result<()> {
     if child.header.is_v1_clone() {
         return v1_change(&child.pool, parent, &child.id, Presence::There).await;
     }

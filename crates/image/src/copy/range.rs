@@ -48,7 +48,9 @@ impl Io {
                 effects
             }
         };
-        let is_fresh = self.map().is_some_and(|map| !map.get(extent.object).may_exist());
+        let is_fresh = self.history().is_none()
+            && self.revision().overlap_in(extent.object) == 0
+            && self.map().is_some_and(|map| !map.get(extent.object).may_exist());
         if effects.is_empty() {
             return self.discard_part(extent).await;
         }
@@ -58,6 +60,13 @@ impl Io {
             all.push(Effect::Zero { offset: extent.offset, length: extent.length });
         }
         all.extend(effects);
+        if self.history().is_some() {
+            return self.announced(vec![extent.object], self.change_target(extent.object, &all)).await;
+        }
+        if self.revision().overlap_in(extent.object) > 0 {
+            // What is around the range must go on showing the parent.
+            return self.announced(vec![extent.object], self.change_or_copy_up(extent.object, all)).await;
+        }
         let op = WriteOp { effects: all, ..WriteOp::new() };
         self.announced(vec![extent.object], self.apply(extent.object, op)).await
     }

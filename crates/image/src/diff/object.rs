@@ -19,7 +19,7 @@ enum Version {
 
 impl Diff {
     /// The changes in one object, of what it holds or of what shows through in its place.
-    pub(super) async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+    pub(crate) async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
         let verdict = self.verdict(object);
         if verdict == Verdict::Unchanged {
             return Ok(self.lost_overlap(object));
@@ -63,15 +63,10 @@ impl Diff {
         if whole_object && verdict == (Verdict::Changed { exists: true }) {
             return Ok(self.in_image(object, 0, length, ExtentState::Data));
         }
-        let id = self.to.object_id(object);
         let found = if verdict == Verdict::Absent {
             None
         } else {
-            match self.to.store.read(&id, self.to.snap, ReadOp::stat()).await {
-                Ok(reply) => Some(reply.size),
-                Err(e) if e.kind() == ErrorKind::NotFound => None,
-                Err(e) => return Err(e),
-            }
+            self.to.look(object, ReadOp::stat()).await?.map(|reply| reply.size)
         };
         match (found, self.request.parent) {
             (Some(0), _) | (None, ParentData::Excluded) => Ok(Vec::new()),

@@ -3,12 +3,17 @@
 use ferry_core::{Error, Result, SnapId, Timestamp};
 
 use super::Header;
+use crate::encoding::MigrationSide;
 use crate::features::{Features, Flags, OpFeatures};
 
 impl Header {
-    /// Sets the size; less of the parent shows where it shrinks below the overlap, and never more again.
+    /// Sets the size; less of the parent, and of the source of a migration, shows where it shrinks below the overlap, and
+    /// never more again.
     pub fn set_size(&mut self, size: u64) {
         self.size = size;
+        if let Some(record) = self.migration.as_mut().filter(|m| m.side == MigrationSide::Target) {
+            record.overlap = record.overlap.min(size);
+        }
         if let Some(overlap) = self.parent.as_mut().and_then(|p| p.head_overlap.as_mut()) {
             *overlap = (*overlap).min(size);
         }

@@ -7,9 +7,9 @@ use ferry_core::{Error, ErrorKind, ObjectId, PoolId, ReadOp, Result, SnapId, Sto
 
 use super::Header;
 use crate::encoding::{
-    Children, GroupRef, MigrationRecord, PREFIX_METADATA, PREFIX_SNAP_CHILDREN, PREFIX_SNAPSHOT,
-    ParentRecord, SnapshotRecord, decode_i64, decode_string, decode_timestamp, decode_u8, decode_u64,
-    header as key, parse_hex_id,
+    Children, GroupRef, KEY_INTENT, MigrationIntent, MigrationRecord, PREFIX_METADATA, PREFIX_SNAP_CHILDREN,
+    PREFIX_SNAPSHOT, ParentRecord, SnapshotRecord, decode_i64, decode_string, decode_timestamp, decode_u8,
+    decode_u64, header as key, parse_hex_id,
 };
 use crate::features::{Features, Flags, OpFeatures};
 
@@ -91,6 +91,7 @@ impl Header {
             modified: take(&mut entries, key::MODIFY_TIMESTAMP, decode_timestamp)?.unwrap_or_default(),
             metadata: BTreeMap::new(),
             migration: take(&mut entries, key::MIGRATION, MigrationRecord::decode)?,
+            intent: take(&mut entries, KEY_INTENT, MigrationIntent::decode)?,
             group: take(&mut entries, key::GROUP_REF, GroupRef::decode)?.filter(GroupRef::exists),
             other: BTreeMap::new(),
         };

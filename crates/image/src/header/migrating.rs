@@ -1,9 +1,9 @@
 //! What an image that is one end of a migration may be opened for.
 
-use ferry_core::{Error, ErrorKind, Result};
+use ferry_core::{Error, ErrorKind, Result, SnapId};
 
 use super::Header;
-use crate::encoding::{MigrationRecord, MigrationSide, MigrationState};
+use crate::encoding::{BasePoint, MigrationRecord, MigrationSide, MigrationState};
 use crate::features::Features;
 
 /// How an image is opened.
@@ -15,7 +15,60 @@ pub enum Opening {
     ReadWrite,
 }
 
+/// What shows of the source of a migration where its target has no object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLink {
+    /// The source's snapshot, or its HEAD.
+    pub snap: SnapId,
+    /// Bytes of it that show.
+    pub overlap: u64,
+}
+
 impl Header {
+    /// The point of prepare of the migration this image is the target of.
+    #[must_use]
+    pub fn base(&self) -> Option<BasePoint> {
+        self.intent.as_ref().and_then(|i| i.base)
+    }
+
+    /// What shows of the source at `at`; `None` where nothing does because the image is no target, or holds all its data.
+    ///
+    /// # Errors
+    /// `NotFound` (2) for a snapshot that is not there.
+    pub fn source_at(&self, at: SnapId) -> Result<Option<SourceLink>> {
+        let Some(record) = self.migration.as_ref().filter(|_| self.redirects()) else { return Ok(None) };
+        let size = self.size_at(at)?;
+        if at == SnapId::HEAD {
+            return Ok(Some(SourceLink { snap: SnapId::HEAD, overlap: record.overlap.min(size) }));
+        }
+        if let Some(snap) = record.source_snap(at) {
+            return Ok(Some(SourceLink { snap, overlap: size }));
+        }
+        // Taken since, or the point of prepare: the source has not changed any more.
+        let noted = self.intent.as_ref().and_then(|i| i.overlaps.get(&at.0).copied());
+        let is_base = self.base().is_some_and(|b| b.snap == at);
+        let overlap = if is_base { size } else { noted.unwrap_or(record.overlap).min(size) };
+        Ok(Some(SourceLink { snap: SnapId::HEAD, overlap }))
+    }
+
+    /// Notes how much of the source a snapshot about to be taken will show.
+    pub(super) fn note_overlap(&mut self, snap: SnapId) {
+        let overlap = self.migration.as_ref().filter(|_| self.redirects()).map(|m| m.overlap);
+        if let (Some(intent), Some(overlap)) = (&mut self.intent, overlap) {
+            intent.overlaps.insert(snap.0, overlap);
+        }
+    }
+
+    /// Forgets a snapshot that is gone.
+    pub(super) fn forget_overlap(&mut self, snap: SnapId) {
+        if let Some(intent) = &mut self.intent {
+            intent.overlaps.remove(&snap.0);
+        }
+        if let Some(record) = &mut self.migration {
+            record.snap_seqs.retain(|_, target| *target != snap.0);
+        }
+    }
+
     /// Makes the image one end of a migration.
     ///
     /// # Errors

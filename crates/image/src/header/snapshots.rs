@@ -35,6 +35,7 @@ impl Header {
             );
         }
         self.snap_seq = id.0;
+        self.note_overlap(id);
         self.snaps.insert(
             id,
             SnapshotRecord {
@@ -127,6 +128,7 @@ impl Header {
         let Some(record) = self.snaps.remove(&id) else {
             return Err(Error::not_found("no such snapshot").with("id", id));
         };
+        self.forget_overlap(id);
         if !self.snaps.values().any(|s| s.namespace.is_trash()) {
             self.set_op_features(OpFeatures::NONE, OpFeatures::SNAP_TRASH);
         }

@@ -5,8 +5,8 @@ use ferry_core::{Effect, Error, ErrorKind, Guard, ObjectId, Result, Store, Write
 
 use super::{Header, load};
 use crate::encoding::{
-    ParentRecord, encode_i64, encode_string, encode_timestamp, encode_u8, encode_u64, header as key,
-    metadata, snap_children, snapshot_key,
+    KEY_INTENT, ParentRecord, encode_i64, encode_string, encode_timestamp, encode_u8, encode_u64,
+    header as key, metadata, snap_children, snapshot_key,
 };
 use crate::features::Features;
 
@@ -61,6 +61,12 @@ pub fn create_op(header: &Header) -> Result<WriteOp> {
     }
     if let Some(migration) = &header.migration {
         set.push((key::MIGRATION.into(), migration.encode()?));
+    }
+    if let Some(intent) = &header.intent {
+        set.push((KEY_INTENT.into(), intent.encode()?));
+    }
+    for (id, snap) in &header.snaps {
+        set.push((snapshot_key(*id), snap.encode()?));
     }
     Ok(WriteOp::new().guard(Guard::CreateExclusive).effect(Effect::OmapSet(set)))
 }
@@ -156,6 +162,7 @@ fn difference(before: &Header, after: &mut Header) -> Result<Option<WriteOp>> {
         edit.value(name, Some(&old), Some(&new), |t| Ok(encode_timestamp(*t)))?;
     }
     edit.value(key::MIGRATION, before.migration.as_ref(), after.migration.as_ref(), |m| m.encode())?;
+    edit.value(KEY_INTENT, before.intent.as_ref(), after.intent.as_ref(), |i| i.encode())?;
     edit.value(key::GROUP_REF, before.group.as_ref(), after.group.as_ref(), |g| g.encode())?;
     differing(&mut edit, &before.snaps, &after.snaps, |id| snapshot_key(*id), |s| s.encode())?;
     differing(&mut edit, &before.children, &after.children, |id| snap_children(*id), |c| c.encode())?;

@@ -15,8 +15,7 @@ impl Image {
     /// Opens the image called `name` at HEAD. Only `rbd_id.<name>` decides what image that is.
     ///
     /// # Errors
-    /// `NotFound` (2); those of [`header::load`] and [`header::Header::check_opening`]; `ReadOnly` (30) where the pool is;
-    /// `Unsupported` (95) to write the target of a migration under way.
+    /// `NotFound` (2); those of [`header::load`] and [`header::Header::check_opening`]; `ReadOnly` (30) where the pool is.
     pub async fn open(pool: &Pool, name: &str, opening: Opening) -> Result<Self> {
         let id = pool.image_id(name).await?;
         Self::open_found(pool, name.to_owned(), id, opening).await.map_err(|e| e.with("image", name))
@@ -63,13 +62,22 @@ impl Image {
         };
         let header = Arc::new(header::load(&*pool.store, &object).await?);
         header.check_opening(opening)?;
-        if opening == Opening::ReadWrite && header.redirects() {
-            return Err(Error::unsupported(
-                "image is the target of a migration under way and not yet writable here",
-            ));
-        }
         let read_only = opening == Opening::ReadOnly;
-        Ok(Self { pool: pool.clone(), name, id, header, at: SnapId::HEAD, read_only, session })
+        let (pool, is_end) = (pool.clone(), false);
+        Ok(Self { pool, name, id, header, at: SnapId::HEAD, read_only, session, is_end })
+    }
+
+    /// Opens an end of a migration to be changed, whatever state it is in: for whoever runs the migration.
+    ///
+    /// # Errors
+    /// `NotFound` (2); those of [`header::load`].
+    pub async fn open_end(pool: &Pool, name: &str, id: &str) -> Result<Self> {
+        let object = pool.object(&header_object(id));
+        let session = Some(Arc::new(Session::open(&pool.store, &object).await?));
+        let header = Arc::new(header::load(&*pool.store, &object).await?);
+        header.features.check_writable()?;
+        let (pool, name, id) = (pool.clone(), name.to_owned(), id.to_owned());
+        Ok(Self { pool, name, id, header, at: SnapId::HEAD, read_only: false, session, is_end: true })
     }
 
     /// The same image at its user's snapshot `snap`, to be read.

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use ferry_core::{Effect, Error, Namespace, PoolId, Result, SnapId, Store, WriteOp};
+use ferry_core::{Effect, Error, Namespace, ObjectId, PoolId, Result, SnapId, Store, WriteOp};
 
 use super::{Io, SnapLink};
+use crate::encoding::MigrationRecord;
 use crate::features::{Features, Flags};
-use crate::header::{self, Header};
+use crate::header::{self, Header, ParentLink, SourceLink};
+use crate::history::History;
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::limits::ANCESTORS_MAX;
 use crate::live_map::LiveMap;
 use crate::object_map::Loaded;
+use crate::peers::find_store;
+use crate::pool::Pool;
 use crate::revision::{Owners, Parent, Revision};
 
 /// How the header cuts the image into objects.
@@ -23,36 +27,31 @@ pub fn layout_of(header: &Header) -> Result<Layout> {
         .map_err(|e| Error::corrupt("the header's layout is impossible").because(e))
 }
 
-/// The revision `at` of an image and all its ancestors.
+/// The revision `at` of an image and all its ancestors. Where the image, or an ancestor, is the target of a migration under
+/// way, the source of that stands in the place of its parent.
 ///
 /// # Errors
-/// `NotFound` (2) where the snapshot or an ancestor is gone; `Corrupt`; `Unsupported` (95) for the target of a migration under
-/// way; those of the store.
-pub async fn open_revision(
-    store: &Arc<dyn Store>,
-    pool: PoolId,
-    namespace: &Namespace,
-    header: &Header,
-    at: SnapId,
-) -> Result<Revision> {
-    refuse_redirected(header)?;
+/// `NotFound` (2) where the snapshot, an ancestor or the store of a migration's source is gone; `Corrupt`; those of the store.
+pub async fn open_revision(pool: &Pool, header: &Header, at: SnapId) -> Result<Revision> {
     // From the image up to the oldest ancestor, then put together the other way round.
     let mut chain = Vec::new();
-    let mut link = header.parent_at(at)?;
-    chain.push((own_revision(store, pool, namespace, header, at)?, link.as_ref().map_or(0, |l| l.overlap)));
-    while let Some(up) = link {
+    let mut place =
+        Place { store: Arc::clone(&pool.store), pool: pool.id(), namespace: pool.namespace.clone() };
+    let mut up = Up::of(header, at)?;
+    let own = own_revision(&place, header, at)?;
+    chain.push((own, up.as_ref().map_or(0, Up::overlap)));
+    while let Some(link) = up {
         if chain.len() > ANCESTORS_MAX {
             return Err(Error::corrupt("the image has too many ancestors"));
         }
-        let parent = up.parent;
-        let object = header::object(parent.pool, &parent.namespace, &parent.image_id);
-        let above = header::load(&**store, &object).await.map_err(|e| {
+        let (there, object, snap) = link.resolve(place, pool).await?;
+        let above = header::load(&*there.store, &object).await.map_err(|e| {
             Error::new(e.kind(), "cannot read the header of an ancestor").errno_is(e.errno()).because(e)
         })?;
-        refuse_redirected(&above)?;
-        link = above.parent_at(parent.snap)?;
-        let revision = own_revision(store, parent.pool, &parent.namespace, &above, parent.snap)?;
-        chain.push((revision, link.as_ref().map_or(0, |l| l.overlap)));
+        up = Up::of(&above, snap)?;
+        let revision = own_revision(&there, &above, snap)?;
+        chain.push((revision, up.as_ref().map_or(0, Up::overlap)));
+        place = there;
     }
     let (mut revision, _) = chain.pop().expect("the image itself is there");
     while let Some((child, overlap)) = chain.pop() {
@@ -62,32 +61,78 @@ pub async fn open_revision(
     Ok(revision)
 }
 
-/// Refuses an image that a migration is still filling: what has not been copied yet would read as zeros.
-fn refuse_redirected(header: &Header) -> Result<()> {
-    if header.redirects() {
-        return Err(Error::unsupported("the image is the target of a migration that has not been executed"));
+/// Where an image is.
+#[derive(Debug)]
+struct Place {
+    store: Arc<dyn Store>,
+    pool: PoolId,
+    namespace: Namespace,
+}
+
+/// What shows through a missing object.
+#[derive(Debug)]
+enum Up {
+    /// The parent.
+    Parent(ParentLink),
+    /// The source of a migration under way.
+    Source { record: MigrationRecord, store: Option<([u8; 16], String)>, link: SourceLink },
+}
+
+impl Up {
+    fn of(header: &Header, at: SnapId) -> Result<Option<Self>> {
+        match (header.source_at(at)?, &header.migration) {
+            (Some(link), Some(record)) => {
+                let store = header.intent.as_ref().map(|i| (i.peer.store, i.peer.place.clone()));
+                Ok(Some(Self::Source { record: record.clone(), store, link }))
+            }
+            (Some(_), None) | (None, _) => Ok(header.parent_at(at)?.map(Self::Parent)),
+        }
     }
-    Ok(())
+
+    fn overlap(&self) -> u64 {
+        match self {
+            Self::Parent(link) => link.overlap,
+            Self::Source { link, .. } => link.overlap,
+        }
+    }
+
+    /// Where it is, its header, and the snapshot meant.
+    async fn resolve(self, from: Place, pool: &Pool) -> Result<(Place, ObjectId, SnapId)> {
+        match self {
+            Self::Parent(link) => {
+                let parent = link.parent;
+                let object = header::object(parent.pool, &parent.namespace, &parent.image_id);
+                let place = Place { pool: parent.pool, namespace: parent.namespace, ..from };
+                Ok((place, object, parent.snap))
+            }
+            Self::Source { record, store, link } => {
+                let store = match store {
+                    Some((identity, place)) => {
+                        find_store(&from.store, &*pool.peers, identity, &place).await?
+                    }
+                    None => from.store,
+                };
+                let object = header::object(record.pool, &record.namespace, &record.image_id);
+                let place = Place { store, pool: record.pool, namespace: record.namespace };
+                Ok((place, object, link.snap))
+            }
+        }
+    }
 }
 
 /// A revision without its ancestors.
-fn own_revision(
-    store: &Arc<dyn Store>,
-    pool: PoolId,
-    namespace: &Namespace,
-    header: &Header,
-    at: SnapId,
-) -> Result<Revision> {
+fn own_revision(place: &Place, header: &Header, at: SnapId) -> Result<Revision> {
     Ok(Revision {
-        store: Arc::clone(store),
-        pool: header.data_pool_or(pool),
-        namespace: namespace.clone(),
+        store: Arc::clone(&place.store),
+        pool: header.data_pool_or(place.pool),
+        namespace: place.namespace.clone(),
         prefix: Arc::from(header.object_prefix.as_str()),
         layout: layout_of(header)?,
         snap: at,
         size: header.size_at(at)?,
         parent: None,
         owners: Owners::default(),
+        is_target: header.redirects(),
     })
 }
 
@@ -105,7 +150,7 @@ impl Image {
     /// # Errors
     /// As [`open_revision`].
     pub async fn revision_at(&self, at: SnapId) -> Result<Revision> {
-        open_revision(&self.pool.store, self.pool.id(), &self.pool.namespace, &self.header, at).await
+        open_revision(&self.pool, &self.header, at).await
     }
 }
 
@@ -138,6 +183,7 @@ impl Io {
         } else {
             None
         };
+        let history = if read_only { None } else { History::open(image).await?.map(Arc::new) };
         let header = &image.header;
         let links = header
             .snaps
@@ -155,6 +201,7 @@ impl Io {
             is_deep: header.features.contains(Features::DEEP_FLATTEN),
             has_fast_diff: header.features.contains(Features::FAST_DIFF),
             map: map.map(Arc::new),
+            history,
             read_only,
             lacks_lock,
         })

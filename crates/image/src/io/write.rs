@@ -104,24 +104,27 @@ impl Io {
 
     /// Writes a part of one object; the object map knows of it already.
     async fn write_object(&self, extent: ObjectExtent, data: Bytes) -> Result<()> {
+        if self.history.is_some() {
+            return self.change_target(extent.object, &[Effect::Write { offset: extent.offset, data }]).await;
+        }
         let overlap = self.revision.overlap_in(extent.object);
         let covers_parent = extent.offset == 0 && extent.length >= overlap;
         let effect = Effect::Write { offset: extent.offset, data };
         if overlap == 0 || (covers_parent && !self.must_go_deep(extent.object)) {
             return self.apply(extent.object, WriteOp::new().effect(effect)).await;
         }
-        self.change_or_copy_up(extent.object, effect).await
+        self.change_or_copy_up(extent.object, vec![effect]).await
     }
 
-    /// Applies `effect` to an object, made by a copy-up if it is not there.
-    async fn change_or_copy_up(&self, object: ObjectNo, effect: Effect) -> Result<()> {
+    /// Applies `effects` to an object, made by a copy-up if it is not there.
+    pub(crate) async fn change_or_copy_up(&self, object: ObjectNo, effects: Vec<Effect>) -> Result<()> {
         for _ in 0..WRITE_RETRIES_MAX {
-            let op = WriteOp::new().guard(Guard::AssertExists).effect(effect.clone());
+            let op = WriteOp { effects: effects.clone(), ..WriteOp::new() }.guard(Guard::AssertExists);
             match self.apply(object, op).await {
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 done => return done,
             }
-            if self.copy_up(object, vec![effect.clone()]).await? == CopyUp::Done {
+            if self.copy_up(object, effects.clone()).await? == CopyUp::Done {
                 return Ok(());
             }
         }
@@ -133,6 +136,14 @@ impl Io {
         let object = extent.object;
         let overlap = self.revision.overlap_in(object);
         let to_end = extent.offset + extent.length >= self.revision.length_of(object);
+        if self.history.is_some() {
+            let effect = if to_end {
+                Effect::Truncate(extent.offset)
+            } else {
+                Effect::Zero { offset: extent.offset, length: extent.length }
+            };
+            return self.announced(vec![object], self.cut_target(extent, effect)).await;
+        }
         if overlap <= extent.offset && self.map().is_some_and(|map| !map.get(object).may_exist()) {
             return Ok(());
         }
@@ -158,7 +169,7 @@ impl Io {
                 // Leaves an object, if an empty one: it hides the parent.
                 return self.apply(object, WriteOp::new().effect(Effect::Create).effect(effect)).await;
             }
-            self.change_or_copy_up(object, effect).await
+            self.change_or_copy_up(object, vec![effect]).await
         };
         self.announced(vec![object], discarding).await
     }

@@ -38,7 +38,10 @@ impl Pool {
     }
 
     /// Id in `rbd_id.<name>`; `None` where it does not exist or is empty.
-    pub(crate) async fn read_id(&self, name: &str) -> Result<Option<String>> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn read_id(&self, name: &str) -> Result<Option<String>> {
         let object = self.object(&id_object(name));
         let Some(reply) = self.read_or_absent(&object, ReadOp::data(0, ID_OBJECT_MAX)).await? else {
             return Ok(None);
@@ -50,7 +53,10 @@ impl Pool {
     }
 
     /// Id the directory has for `name`.
-    pub(crate) async fn listed_id(&self, name: &str) -> Result<Option<String>> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn listed_id(&self, name: &str) -> Result<Option<String>> {
         let value = self.read_key(&self.object(DIRECTORY_OBJECT), &directory_name(name)).await?;
         value.map(|v| decode_string(&v)).transpose()
     }
@@ -210,7 +216,10 @@ impl Pool {
     }
 
     /// Removes `rbd_id.<name>` where it says `id`; whether it did.
-    pub(crate) async fn remove_id(&self, name: &str, id: &str) -> Result<bool> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn remove_id(&self, name: &str, id: &str) -> Result<bool> {
         if self.read_id(name).await?.as_deref() != Some(id) {
             return Ok(false);
         }

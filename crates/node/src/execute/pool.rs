@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use ferry_core::store::StoreExt;
 use ferry_core::{Errno, Error, ErrorKind, PoolFlags};
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
@@ -70,8 +69,8 @@ impl Run<'_> {
             }
             Err(e) => return Err(cannot()(e)),
         }
-        let info = store.pool_by_name(name).await.map_err(cannot())?;
-        let pool = Pool { store, info, namespace: ferry_core::Namespace::default(), env: self.env.clone() };
+        let namespace = ferry_core::Namespace::default();
+        let pool = Pool::open(store, self.env.clone(), name, &namespace).await.map_err(cannot())?;
         match pool.init().await {
             Err(e) if e.kind() != ErrorKind::ReadOnly => return Err(cannot()(e)),
             Ok(()) | Err(_) => {}

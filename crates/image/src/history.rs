@@ -1,0 +1,286 @@
+//! What the target of a migration does not have yet, and how one object after another gets it, all snapshots included.
+//!
+//! - An object that is missing shows the source: at each snapshot that of the source it was made from, at HEAD and at
+//!   snapshots taken since prepare the source's HEAD. The first change of an object therefore brings its whole history along,
+//!   as nothing can be put below a newer version later.
+//! - The history goes to the object in steps, each one atomic op, oldest first. While steps are left, the object carries the
+//!   mark [`MARK`] with the newest snapshot it is right for; whoever reads a newer one, or HEAD, still reads the source. The
+//!   last step takes the mark away. So no crash and no reader ever sees a half-made object.
+//! - Each step is guarded by the mark before it: whoever loses a race goes on from what the other did.
+//! - An object that HEAD lacks although versions of it are preserved was finished and then removed.
+//! - Points that show the same take one step together; an object that never changed takes one.
+//! - What is written since prepare lies above the point of prepare ([`Header::base`]), so that it can be told apart.
+//!
+//! [`Header::base`]: crate::header::Header::base
+
+mod step;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_core::{
+    Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, ReadReply, Result, SnapContext, SnapId, WriteOp,
+};
+
+use crate::features::{Features, Flags};
+use crate::image::Image;
+use crate::io::Io;
+use crate::layout::{ObjectExtent, ObjectNo};
+use crate::limits::WRITE_RETRIES_MAX;
+use crate::object_map::ObjectState;
+use crate::revision::Revision;
+
+/// The xattr of an object whose history is not complete: the newest snapshot it is right for, 8 bytes, little-endian.
+pub const MARK: &str = "ferry.copyup";
+
+/// A snapshot of the target, its point of prepare, or HEAD, with the source showing through.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// The target there.
+    pub revision: Arc<Revision>,
+    /// Its object map, where that is valid.
+    map_object: Option<ObjectId>,
+    /// Whether the target goes on being a clone there, so that an object that the source itself lacks stays missing.
+    keeps_parent: bool,
+}
+
+/// All points of the target of a migration under way.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// Ascending; HEAD last.
+    points: Vec<Point>,
+}
+
+/// What became of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Migrated {
+    /// The target has all of it.
+    There,
+    /// The source has nothing that the target would need.
+    Nothing,
+    /// The target had all of it, and it was removed since.
+    Gone,
+}
+
+/// Whether a mark says that an object is not to be read at `at`.
+///
+/// # Errors
+/// `Corrupt` for a mark that is none.
+pub(crate) fn hides(reply: &ReadReply, at: SnapId) -> Result<bool> {
+    Ok(mark_of(reply)?.is_some_and(|right_until| at > right_until))
+}
+
+/// The mark of an object.
+fn mark_of(reply: &ReadReply) -> Result<Option<SnapId>> {
+    let Some(mark) = reply.xattrs.get(MARK) else { return Ok(None) };
+    let bytes = <[u8; 8]>::try_from(&mark[..])
+        .map_err(|_| Error::corrupt("the mark of an unfinished object is none"))?;
+    Ok(Some(SnapId(u64::from_le_bytes(bytes))))
+}
+
+/// The mark that says so.
+fn mark(right_until: SnapId) -> Bytes {
+    Bytes::copy_from_slice(&right_until.0.to_le_bytes())
+}
+
+impl History {
+    /// Of an image; `None` where it is no target of a migration under way.
+    ///
+    /// # Errors
+    /// As [`crate::io::open_revision`].
+    pub async fn open(image: &Image) -> Result<Option<Self>> {
+        let header = &image.header;
+        if !header.redirects() {
+            return Ok(None);
+        }
+        let mut ids: Vec<SnapId> =
+            header.snaps.keys().copied().chain(header.base().map(|b| b.snap)).collect();
+        ids.sort_unstable();
+        ids.push(SnapId::HEAD);
+        let mut points = Vec::new();
+        for at in ids {
+            let is_valid = header.features.contains(Features::OBJECT_MAP)
+                && header.snaps.get(&at).is_some_and(|s| !Flags(s.flags).contains(Flags::OBJECT_MAP_INVALID));
+            points.push(Point {
+                revision: Arc::new(image.revision_at(at).await?),
+                map_object: is_valid.then(|| image.object_map_object(at)),
+                keeps_parent: header.parent_at(at)?.is_some(),
+            });
+        }
+        Ok(Some(Self { points }))
+    }
+
+    /// Ascending; HEAD last.
+    #[must_use]
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Whether no point shows anything of the source in an object.
+    #[must_use]
+    pub fn never_shows(&self, object: ObjectNo) -> bool {
+        self.points.iter().all(|p| p.revision.overlap_in(object) == 0)
+    }
+
+    /// How many objects of the target any point may have.
+    #[must_use]
+    pub fn object_count(&self) -> u64 {
+        self.points.iter().map(|p| p.revision.object_count()).max().unwrap_or(0)
+    }
+}
+
+/// How an object stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is not there and never was.
+    Missing,
+    /// It is right up to this snapshot.
+    Unfinished(SnapId),
+    /// See [`Migrated`].
+    Finished(Migrated),
+}
+
+impl Io {
+    /// Gives an object of the target of a migration its history. Nothing is done where it has it.
+    ///
+    /// # Errors
+    /// Those of either store; `ReadOnly` (30). What the source cannot give is an error, never zeros.
+    ///
+    /// # Crash safety
+    /// Whatever is read stays the same all the time. After a crash the same call goes on.
+    ///
+    /// # Cancel safety
+    /// As a crash.
+    pub async fn migrate_object(&self, object: ObjectNo) -> Result<Migrated> {
+        let Some(history) = self.history() else { return Ok(Migrated::There) };
+        let mut losses = 0;
+        while losses <= WRITE_RETRIES_MAX {
+            let right_until = match self.standing(object).await? {
+                Standing::Finished(migrated) => return Ok(migrated),
+                Standing::Missing => None,
+                Standing::Unfinished(snap) => Some(snap),
+            };
+            let Some(step) = history.next_step(self, object, right_until).await? else {
+                return Ok(Migrated::Nothing);
+            };
+            // What HEAD does not reach is not in its object map.
+            let in_head = self.revision().length_of(object) > 0;
+            let announced = if in_head { vec![object] } else { Vec::new() };
+            match self.announced(announced, self.take_step(object, step)).await {
+                Ok(()) => {}
+                // Somebody else did it, or something else with the object.
+                Err(e) if is_lost_race(&e) => losses += 1,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Error::busy("an object comes and goes while it is migrated").with("image_object", object.0))
+    }
+
+    /// Looks an object up.
+    async fn standing(&self, object: ObjectNo) -> Result<Standing> {
+        let (store, id) = (&self.revision().store, self.revision().object_id(object));
+        let op = ReadOp { xattrs: true, ..ReadOp::default() };
+        match store.read(&id, SnapId::HEAD, op).await {
+            Ok(reply) => Ok(match mark_of(&reply)? {
+                Some(snap) => Standing::Unfinished(snap),
+                None => Standing::Finished(Migrated::There),
+            }),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if !store.capabilities().list_snaps {
+                    return Ok(Standing::Missing);
+                }
+                match store.list_snaps(&id).await {
+                    Ok(set) if !set.clones.is_empty() => Ok(Standing::Finished(Migrated::Gone)),
+                    Ok(_) => Ok(Standing::Missing),
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(Standing::Missing),
+                    Err(e) => Err(e.with("image_object", object.0)),
+                }
+            }
+            Err(e) => Err(e.with("image_object", object.0)),
+        }
+    }
+
+    /// Makes one step of an object's history.
+    async fn take_step(&self, object: ObjectNo, step: step::Step) -> Result<()> {
+        if let Some(map) = self.map() {
+            let later = if self.has_fast_diff() { ObjectState::Clean } else { ObjectState::Exists };
+            map.mark_in_snaps(object, &step.maps, later).await?;
+        }
+        let mut op = WriteOp::new().guard(match step.after {
+            None => Guard::CreateExclusive,
+            Some(snap) => Guard::XattrCompare { name: MARK.to_owned(), value: mark(snap) },
+        });
+        op.effects = step.effects;
+        op = match (step.right_until, step.after) {
+            (Some(snap), _) => op.effect(Effect::XattrSet(MARK.to_owned(), mark(snap))),
+            (None, Some(_)) if op.effects != [Effect::Remove] => {
+                op.effect(Effect::XattrRemove(MARK.to_owned()))
+            }
+            (None, _) => op,
+        };
+        let id = self.revision().object_id(object);
+        self.revision().store.write(&id, op.under(step.context)).await?;
+        Ok(())
+    }
+
+    /// Changes an object of the target of a migration, its history first.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub(crate) async fn change_target(&self, object: ObjectNo, effects: &[Effect]) -> Result<()> {
+        for _ in 0..WRITE_RETRIES_MAX {
+            let guard = Guard::XattrCompare { name: MARK.to_owned(), value: Bytes::new() };
+            let op = WriteOp { effects: effects.to_vec(), ..WriteOp::new() }.guard(guard);
+            match self.apply(object, op).await {
+                Err(e) if is_lost_race(&e) => {}
+                done => return done,
+            }
+            match self.migrate_object(object).await? {
+                Migrated::There => {}
+                Migrated::Nothing | Migrated::Gone => match self.make_in_target(object, effects).await {
+                    Err(e) if is_lost_race(&e) => {}
+                    done => return done,
+                },
+            }
+        }
+        Err(Error::busy("an object comes and goes while it is written").with("image_object", object.0))
+    }
+
+    /// Makes an object that needs no history: with what its ancestors show at HEAD, and `effects`.
+    async fn make_in_target(&self, object: ObjectNo, effects: &[Effect]) -> Result<()> {
+        let whole = ObjectExtent { object, offset: 0, length: self.revision().overlap_in(object) };
+        let mut all = vec![Effect::Create];
+        if whole.length > 0 {
+            all.extend(self.effects_from_parent_of(self.revision(), whole).await?);
+        }
+        all.extend(effects.iter().cloned());
+        let op = WriteOp { effects: all, ..WriteOp::new() }.guard(Guard::CreateExclusive);
+        self.apply(object, op).await
+    }
+
+    /// As [`Self::change_target`], for an effect that only takes data away: nothing happens where there is none.
+    pub(crate) async fn cut_target(&self, extent: ObjectExtent, effect: Effect) -> Result<()> {
+        let object = extent.object;
+        if matches!(self.migrate_object(object).await?, Migrated::Nothing | Migrated::Gone) {
+            let overlap = self.revision().overlap_in(object);
+            let shown = ObjectExtent { object, offset: 0, length: overlap };
+            if overlap <= extent.offset || self.revision().locate_in_parent(shown).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        self.change_target(object, &[effect]).await
+    }
+}
+
+/// Whether another client was faster.
+fn is_lost_race(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Exists | ErrorKind::Conflict | ErrorKind::NotFound)
+        && error.fact("pool").is_none()
+}
+
+/// The context of a step: everything older than what it is for.
+fn context_before(points: &[Point], first: usize, right_until: Option<SnapId>) -> SnapContext {
+    let older: Vec<SnapId> = points[..first].iter().rev().map(|p| p.revision.snap).collect();
+    let newest = older.first().map_or(0, |s| s.0).max(right_until.map_or(0, |s| s.0));
+    SnapContext { seq: newest, snaps: Arc::from(older) }
+}

@@ -1,0 +1,226 @@
+//! One step of an object's history: what it changes, and for which points.
+
+use ferry_core::{Effect, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId};
+
+use super::{History, Point, context_before};
+use crate::copyup::{can_share, copy_effects, share_effects};
+use crate::diff::Diff;
+use crate::io::Io;
+use crate::layout::{ObjectExtent, ObjectNo};
+use crate::limits::SPARSE_BLOCK;
+use crate::revision::{Piece, Revision};
+
+/// What makes an object right for some more points.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// The newest snapshot it was right for before; `None` where it was not there.
+    pub(super) after: Option<SnapId>,
+    /// The newest snapshot it is right for then; `None` for all.
+    pub(super) right_until: Option<SnapId>,
+    /// What lies below.
+    pub(super) context: SnapContext,
+    /// What it does.
+    pub(super) effects: Vec<Effect>,
+    /// Snapshots that have the object then, with their object maps.
+    pub(super) maps: Vec<(SnapId, ObjectId)>,
+}
+
+impl History {
+    /// The step that follows; `None` where the object is not there and no point needs it.
+    pub(super) async fn next_step(
+        &self,
+        io: &Io,
+        object: ObjectNo,
+        after: Option<SnapId>,
+    ) -> Result<Option<Step>> {
+        let points = self.points();
+        let first = match after {
+            Some(snap) => points.iter().position(|p| p.revision.snap > snap),
+            None => first_needing(points, object).await?,
+        };
+        let Some(first) = first else { return Ok(None) };
+        let point = &points[first].revision;
+        let effects = match after.and(first.checked_sub(1)) {
+            Some(before) => changes(io, &points[before].revision, point, object).await?,
+            None => {
+                let mut effects = vec![Effect::Create, Effect::Truncate(0)];
+                effects.extend(content(io, point, object).await?);
+                effects
+            }
+        };
+        let mut end = first + 1;
+        while end < points.len()
+            && shows_same(&points[end - 1].revision, &points[end].revision, object).await?
+        {
+            end += 1;
+        }
+        let right_until = (end < points.len()).then(|| points[end - 1].revision.snap);
+        let effects = match (right_until, points.last()) {
+            // HEAD was shrunk and does not reach the object any more; only what is older needs it.
+            (None, Some(head)) if after.is_some() && is_behind(io, &head.revision, object) => {
+                vec![Effect::Remove]
+            }
+            _ => effects,
+        };
+        let of_map = |p: &Point| p.map_object.clone().map(|map| (p.revision.snap, map));
+        Ok(Some(Step {
+            after,
+            right_until,
+            context: context_before(points, first, after),
+            effects,
+            maps: points[first..end].iter().filter_map(of_map).collect(),
+        }))
+    }
+}
+
+/// Whether an object lies behind the end of HEAD, on a store that can tell later that it was there.
+fn is_behind(io: &Io, head: &Revision, object: ObjectNo) -> bool {
+    head.length_of(object) == 0 && io.revision().store.capabilities().list_snaps
+}
+
+/// The first point at which the target needs an object of its own.
+async fn first_needing(points: &[Point], object: ObjectNo) -> Result<Option<usize>> {
+    for (n, point) in points.iter().enumerate() {
+        // What shows the same as the point before needs no more than that did.
+        let known = match n.checked_sub(1).map(|before| &points[before]) {
+            Some(before) => is_same_source(&before.revision, &point.revision, object),
+            None => false,
+        };
+        if !known && needs(point, object).await? {
+            return Ok(Some(n));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether two points show the same point of the source, and as much of it.
+fn is_same_source(a: &Revision, b: &Revision, object: ObjectNo) -> bool {
+    let source = |r: &Revision| r.parent.as_ref().map(|p| p.revision.snap);
+    source(a) == source(b) && a.overlap_in(object) == b.overlap_in(object)
+}
+
+/// Whether the target needs an object of its own at a point.
+async fn needs(point: &Point, object: ObjectNo) -> Result<bool> {
+    let revision = &point.revision;
+    let whole = ObjectExtent { object, offset: 0, length: revision.overlap_in(object) };
+    if whole.length == 0 {
+        return Ok(false);
+    }
+    if !point.keeps_parent {
+        return Ok(!revision.locate_in_parent(whole).await?.is_empty());
+    }
+    // The parent stays; what the source itself has, an empty object too, must hide it as it did.
+    let Some(parent) = &revision.parent else { return Ok(false) };
+    let source = &parent.revision;
+    for part in revision.below_overlap(whole) {
+        for extent in source.layout.extents(part.offset, part.length) {
+            if source.look(extent.object, ReadOp::stat()).await?.is_some() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// All that a point shows in an object.
+async fn content(io: &Io, point: &Revision, object: ObjectNo) -> Result<Vec<Effect>> {
+    match point.overlap_in(object) {
+        0 => Ok(Vec::new()),
+        length => io.effects_from_parent_of(point, ObjectExtent { object, offset: 0, length }).await,
+    }
+}
+
+/// Whether two points that follow each other show the same in an object.
+async fn shows_same(older: &Revision, newer: &Revision, object: ObjectNo) -> Result<bool> {
+    Ok(is_same_source(older, newer, object) || changed(older, newer, object).await?.is_empty())
+}
+
+/// What changed in an object between two points: ranges of the object, ascending in neither order.
+async fn changed(
+    older: &Revision,
+    newer: &Revision,
+    object: ObjectNo,
+) -> Result<Vec<(u64, u64, ExtentState)>> {
+    let (was, is) = (older.overlap_in(object), newer.overlap_in(object));
+    let mut found = Vec::new();
+    if is < was {
+        found.push((is, was, ExtentState::Zero));
+    }
+    let (Some(from), Some(to)) = (&older.parent, &newer.parent) else {
+        if is > 0 {
+            found.push((0, is, ExtentState::Data));
+        }
+        return Ok(found);
+    };
+    if from.revision.snap == to.revision.snap {
+        if is > was {
+            found.push((was, is, ExtentState::Data));
+        }
+        return Ok(found);
+    }
+    if is == 0 {
+        return Ok(found);
+    }
+    let diff = Diff::between(Revision::clone(&from.revision), Revision::clone(&to.revision));
+    let whole = ObjectExtent { object, offset: 0, length: is };
+    for part in newer.layout.image_extents(whole) {
+        for extent in to.revision.layout.extents(part.offset, part.length) {
+            for change in diff.object_changes(extent.object).await? {
+                let from = change.offset.max(part.offset);
+                let until = (change.offset + change.length).min(part.end());
+                if from < until {
+                    let start = newer.layout.bytes_before(object, from);
+                    found.push((start, start + (until - from), change.state));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The effects that make an object that is right for `older` right for `newer`.
+async fn changes(io: &Io, older: &Revision, newer: &Revision, object: ObjectNo) -> Result<Vec<Effect>> {
+    let length = newer.overlap_in(object);
+    let mut effects = vec![Effect::Create];
+    let mut data: Vec<(u64, u64)> = Vec::new();
+    for (start, end, state) in changed(older, newer, object).await? {
+        match state {
+            ExtentState::Zero => effects.push(Effect::Zero { offset: start, length: end - start }),
+            ExtentState::Data => data.push(whole_blocks(start, end, length)),
+        }
+    }
+    data.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in data {
+        match joined.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            Some(_) | None => joined.push((start, end)),
+        }
+    }
+    for (start, end) in joined {
+        let extent = ObjectExtent { object, offset: start, length: end - start };
+        effects.push(Effect::Zero { offset: start, length: end - start });
+        effects.extend(range_content(io, newer, extent).await?);
+    }
+    Ok(effects)
+}
+
+/// A range of an object made to begin and end at blocks, so that it can be shared, but not past `length`.
+fn whole_blocks(start: u64, end: u64, length: u64) -> (u64, u64) {
+    (start / SPARSE_BLOCK * SPARSE_BLOCK, end.next_multiple_of(SPARSE_BLOCK).min(length))
+}
+
+/// What a point shows in a part of an object, shared where possible.
+async fn range_content(io: &Io, point: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+    if let Some(parent) = &point.parent
+        && can_share(&parent.revision, io.revision())
+    {
+        let pieces: Vec<Piece> = point.locate_in_parent(extent).await?;
+        // One that cuts the object would take what lies behind the range with it.
+        let shared = share_effects(point.layout, extent, pieces);
+        if let Some(effects) = shared.filter(|e| !e.iter().any(|e| matches!(e, Effect::Truncate(_)))) {
+            return Ok(effects);
+        }
+    }
+    copy_effects(point, extent).await
+}
