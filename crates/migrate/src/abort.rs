@@ -1,0 +1,283 @@
+//! Abort: the source gets back what was written to the target since prepare, its clones and its name; the target goes.
+//!
+//! ```text
+//!   checks                          nothing is changed by what is refused
+//!   target, source: Aborting        the target cannot be written any more
+//!   writes since prepare            back to the source, and made durable
+//!   clones                          one after the other back to the source
+//!   source: its name · plain again  its note still tells where the target is
+//!   target: names · snapshots · data · header
+//!   source: the note goes
+//! ```
+
+use ferry_core::{Error, ErrorKind, ExtentState, Result, SnapId};
+use ferry_image::diff::Diff;
+use ferry_image::encoding::{
+    MigrationIntent, MigrationPhase, MigrationState, SnapshotNamespace, TrashSource, TrashState,
+};
+use ferry_image::io::Io;
+use ferry_image::pool::Pool;
+use ferry_image::progress::{Progress, silent};
+use ferry_image::{remove, trash};
+use futures_util::TryStreamExt;
+
+use crate::children;
+use crate::ends::{End, Ends};
+use crate::removal::remove_end;
+
+/// What an abort may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AbortOptions {
+    /// Go on although something of the target is lost.
+    pub accept_loss: bool,
+}
+
+/// What an abort cannot carry back to the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Sentences, one for each.
+    pub what: Vec<String>,
+}
+
+/// What of the target an abort would lose: all but what was written inside the source's size.
+///
+/// # Errors
+/// Those of the stores.
+pub fn losses(ends: &Ends) -> Result<Losses> {
+    let mut what = Vec::new();
+    let (Some(target), Some(source)) = (&ends.target.header, &ends.source.header) else {
+        return Ok(Losses::default());
+    };
+    let (Some(record), Some(base)) = (&target.migration, target.base()) else { return Ok(Losses::default()) };
+    if target.size != base.size {
+        what.push(format!("its size was changed from {} to {} bytes", base.size, target.size));
+    }
+    let from = |snap: SnapId| record.source_snap(snap).and_then(|s| source.snaps.get(&s));
+    for snap in target.snaps.values().filter(|s| s.namespace == SnapshotNamespace::User) {
+        match from(snap.id) {
+            None => what.push(format!("snapshot {} was taken since", snap.name)),
+            Some(old) if old.name != snap.name => {
+                what.push(format!("snapshot {} was renamed to {}", old.name, snap.name));
+            }
+            Some(old) if old.protection != snap.protection => {
+                what.push(format!("the protection of snapshot {} was changed", snap.name));
+            }
+            Some(_) => {}
+        }
+    }
+    let kept: Vec<SnapId> = target.snaps.keys().filter_map(|s| record.source_snap(*s)).collect();
+    for snap in source.snaps.values().filter(|s| !kept.contains(&s.id)) {
+        what.push(format!("snapshot {} was removed", snap.name));
+    }
+    if target.metadata != source.metadata {
+        what.push("its image-meta was changed".to_owned());
+    }
+    Ok(Losses { what })
+}
+
+/// Gives the source back what was written to the target, and its place; the target is removed.
+///
+/// # Errors
+/// `Busy` (16) where others have the target open, where something cannot be carried back (fact `losses`) and that is not
+/// accepted, or where a clone hangs on a snapshot that the source does not have; `Exists` (17) where the source's name is
+/// taken. Nothing was changed then.
+///
+/// # Crash safety
+/// See the module. Killed, the same call finishes.
+pub async fn abort(mut ends: Ends, options: AbortOptions, progress: Progress<'_>) -> Result<()> {
+    if ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Committing) {
+        return Err(Error::invalid("the migration is being committed, which cannot be undone"));
+    }
+    let is_over = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
+    if !is_over && ends.state() != MigrationState::Preparing {
+        check(&ends, options).await?;
+        if ends.target.header.is_some() {
+            begin(&mut ends).await?;
+            carry_back(&ends, &mut |done, total| progress(done, total * 2)).await?;
+            relink_back(&mut ends).await?;
+        }
+    }
+    give_up(ends, &mut |done, total| progress(total + done, total * 2)).await
+}
+
+/// Undoes a prepare that did not come to its end, or ends an abort that was cut off.
+pub(crate) async fn undo(ends: Ends) -> Result<()> {
+    abort(ends, AbortOptions::default(), &mut silent).await
+}
+
+/// Refuses what would lose something.
+async fn check(ends: &Ends, options: AbortOptions) -> Result<()> {
+    if ends.target.header.is_some() {
+        let target = ends.target.open().await?;
+        let watched = remove::check_watchers(&target).await;
+        target.close().await?;
+        if let Err(e) = watched {
+            return Err(Error::busy("image has watchers - cannot abort migration").because(e));
+        }
+    }
+    let (pool, name) = (&ends.source.pool, &ends.source.name);
+    let is_own = |id: &str| id == ends.source.id || (id == ends.target.id && is_same_place(ends));
+    if let Some(id) = pool.read_id(name).await?.filter(|id| !is_own(id)) {
+        return Err(Error::exists("the source's name is taken by another image")
+            .with("image", name)
+            .with("id", id));
+    }
+    if ends.state() == MigrationState::Aborting {
+        return Ok(());
+    }
+    check_clones(ends).await?;
+    let lost = losses(ends)?;
+    if !lost.what.is_empty() && !options.accept_loss {
+        return Err(Error::busy("the target has what cannot be carried back to the source")
+            .with("losses", lost.what.join("; ")));
+    }
+    Ok(())
+}
+
+/// Refuses clones of snapshots that the source does not have.
+async fn check_clones(ends: &Ends) -> Result<()> {
+    let Some(record) = ends.target.record() else { return Ok(()) };
+    let header = ends.target.need_header()?;
+    for (id, snap) in &header.snaps {
+        if record.source_snap(*id).is_none() {
+            let mut at = children::as_image(&ends.target)?;
+            at.at = *id;
+            if let Some(child) = ferry_image::clone::children(&at, *id).await?.first() {
+                return Err(Error::busy("a clone hangs on a snapshot that the source does not have")
+                    .with("clone", &child.name)
+                    .with("snapshot", &snap.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether both ends have one name.
+fn is_same_place(ends: &Ends) -> bool {
+    let (source, target) = (&ends.source, &ends.target);
+    ends.is_one_store()
+        && source.pool.id() == target.pool.id()
+        && source.pool.namespace == target.pool.namespace
+        && source.name == target.name
+}
+
+/// Closes the target to writers.
+async fn begin(ends: &mut Ends) -> Result<()> {
+    if ends.target.state() != Some(MigrationState::Aborting) {
+        ends.target.set_state(MigrationState::Aborting, "").await?;
+    }
+    if ends.source.state() != Some(MigrationState::Aborting) {
+        ends.source.set_state(MigrationState::Aborting, "").await?;
+    }
+    Ok(())
+}
+
+/// Copies to the source what was written to the target.
+async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
+    let target = children::as_image(&ends.target)?;
+    if target.header.base().is_none() {
+        return Err(Error::unsupported(
+            "the migration was prepared by another program: only that knows what was written since",
+        ));
+    }
+    let diff = Diff::since_prepare(&target).await?;
+    let mut source = ends.source.open().await?;
+    let io = Io::open(&mut source).await?;
+    let copied = async {
+        let total = diff.steps();
+        let mut batches = std::pin::pin!(diff.changes());
+        let mut done = 0;
+        while let Some(batch) = batches.try_next().await? {
+            for change in batch {
+                let end = (change.offset + change.length).min(io.size());
+                let length = end.saturating_sub(change.offset);
+                if length == 0 {
+                    continue;
+                }
+                match change.state {
+                    ExtentState::Data => io.copy_range(diff.to(), change.offset, length).await?,
+                    ExtentState::Zero => io.discard(change.offset, length).await?,
+                }
+            }
+            done += 1;
+            progress(done, total);
+        }
+        Ok(())
+    };
+    let copied: Result<()> = copied.await;
+    let closed = source.close().await;
+    copied.and(closed)
+}
+
+/// Gives the source its clones back.
+async fn relink_back(ends: &mut Ends) -> Result<()> {
+    let Some(record) = ends.target.record().cloned() else { return Ok(()) };
+    let Ends { source, target } = ends;
+    children::relink(target, source, |t| record.source_snap(t)).await?;
+    ends.flush().await?;
+    ends.reload().await
+}
+
+/// Gives the source its name, makes it a plain image and removes the target.
+async fn give_up(mut ends: Ends, progress: Progress<'_>) -> Result<()> {
+    let is_over = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
+    if ends.source.header.is_some() && !is_over {
+        if is_same_place(&ends) && ends.target.header.is_some() {
+            crate::removal::unlink(&ends.target, TrashSource::Removing).await?;
+        } else if is_same_place(&ends) {
+            ends.target.pool.remove_id(&ends.target.name, &ends.target.id).await?;
+        }
+        restore_name(&ends.source.pool, &ends.source.name, &ends.source.id).await?;
+        end_source(&mut ends.source, &ends.target).await?;
+    }
+    let mut target = ends.target.clone();
+    remove_end(&mut target, TrashSource::Removing, progress).await?;
+    if ends.source.header.is_some() {
+        ends.source
+            .update(|h| {
+                h.intent = None;
+                Ok(())
+            })
+            .await?;
+        ends.source.pool.store.flush().await?;
+    }
+    Ok(())
+}
+
+/// Makes the source a plain image that still knows of its target.
+async fn end_source(source: &mut End, target: &End) -> Result<()> {
+    let uuid = source.intent().or(target.intent()).map_or([0; 16], |i| i.uuid);
+    let peer = ferry_image::encoding::MigrationPeer {
+        store: target.pool.store.identity(),
+        place: target.pool.store.describe(),
+        pool: target.pool.id(),
+        namespace: target.pool.namespace.clone(),
+        name: target.name.clone(),
+        id: target.id.clone(),
+    };
+    let (phase, overlaps) = (MigrationPhase::Aborted, std::collections::BTreeMap::new());
+    let intent = MigrationIntent { uuid, phase, peer, base: None, overlaps, newer: false };
+    source
+        .update(|h| {
+            h.end_migration();
+            h.intent = Some(intent.clone());
+            Ok(())
+        })
+        .await?;
+    source.pool.store.flush().await
+}
+
+/// Gives a source in the trash its name back; nothing where it has it.
+///
+/// # Errors
+/// `Exists` (17) where the name is taken; those of the store.
+pub(crate) async fn restore_name(pool: &Pool, name: &str, id: &str) -> Result<()> {
+    let Some(entry) = trash::get(pool, id).await? else { return Ok(()) };
+    if entry.state == TrashState::Moving {
+        trash::set_state(pool, id, TrashState::Normal, &[TrashState::Moving]).await?;
+    }
+    match trash::restore(pool, id, Some(name), Some(entry.source)).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

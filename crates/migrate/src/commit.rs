@@ -1,0 +1,185 @@
+//! Commit: the target becomes a plain image and the source goes.
+//!
+//! ```text
+//!   checks, verification          nothing is changed by what is refused
+//!   clones still at the source    to the target
+//!   source: note committing       durable before the next: from here only forward
+//!   target: plain                 its note still tells where the source is
+//!   source: snapshots · data · header · trash entry
+//!   target: the note goes
+//! ```
+
+use ferry_core::{Error, ErrorKind, Result, SnapId, Timestamp};
+use ferry_image::clone::Child;
+use ferry_image::encoding::{MigrationPhase, MigrationState, TrashSource};
+use ferry_image::progress::Progress;
+
+use crate::children;
+use crate::ends::{End, Ends};
+use crate::removal::{remove_end, sweep};
+use crate::verify::{Verification, verify};
+
+/// How to commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommitOptions {
+    /// Go on although clones hang on the image; those that only read it do not notice that their parent moved.
+    pub force: bool,
+    /// Go on without comparing source and target.
+    pub unverified: bool,
+}
+
+/// What was committed.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The migration.
+    pub uuid: [u8; 16],
+    /// When.
+    pub at: Timestamp,
+    /// What was moved: pool, namespace, name, id.
+    pub source: [String; 4],
+    /// Where it is now.
+    pub target: [String; 4],
+    /// Size of the image. Bytes.
+    pub size: u64,
+    /// What comparing the two ends gave; `None` where that was not asked for, or done before a crash.
+    pub verification: Option<Verification>,
+}
+
+/// Keeps the target and removes the source.
+///
+/// # Errors
+/// `Invalid` (22) before everything is executed; `Busy` (16) where clones hang on the image and `force` is not given (facts
+/// `clones`); `Corrupt` (117) where source and target differ (fact `first_difference`); those of the stores.
+///
+/// # Crash safety
+/// See the module. Killed, the same call finishes.
+pub async fn commit(mut ends: Ends, options: CommitOptions, progress: Progress<'_>) -> Result<Receipt> {
+    let committed = |end: &End, phase| end.intent().is_some_and(|i| i.phase == phase);
+    let is_over = committed(&ends.source, MigrationPhase::Committing)
+        || committed(&ends.target, MigrationPhase::Committed);
+    let verification = if is_over { None } else { check(&ends, options).await? };
+    let receipt = receipt(&ends, verification);
+    if !committed(&ends.target, MigrationPhase::Committed) {
+        relink(&mut ends).await?;
+        pass_over(&mut ends).await?;
+    }
+    remove_end(&mut ends.source, TrashSource::Migration, progress).await?;
+    ends.target.reload().await?;
+    if ends.target.header.is_some() {
+        ends.target
+            .update(|h| {
+                h.intent = None;
+                Ok(())
+            })
+            .await?;
+        ends.target.pool.store.flush().await?;
+    }
+    Ok(receipt)
+}
+
+/// The clones that hang on either end.
+async fn clones(ends: &Ends) -> Result<Vec<Child>> {
+    let mut all = children::of(&ends.target).await?;
+    all.extend(children::of(&ends.source).await?);
+    Ok(all)
+}
+
+/// Refuses what must not be committed.
+async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verification>> {
+    let state = ends.state();
+    if state == MigrationState::Aborting {
+        return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
+    }
+    if state != MigrationState::Executed {
+        return Err(Error::invalid("current migration state is another").with("state", state));
+    }
+    if !options.force {
+        let clones = clones(ends).await?;
+        if !clones.is_empty() {
+            let names: Vec<String> = clones.iter().map(full_name).collect();
+            return Err(Error::busy("the image has descendants").with("clones", names.join(",")));
+        }
+    }
+    if options.unverified {
+        return Ok(None);
+    }
+    let verification = verify(ends, &mut ferry_image::progress::silent).await?;
+    if let Some(point) = verification.points.iter().find(|p| p.first_difference.is_some()) {
+        let snap = point.snap.as_deref().unwrap_or("HEAD");
+        return Err(Error::corrupt("source and target differ: nothing was committed")
+            .with("snapshot", snap)
+            .with("first_difference", point.first_difference.unwrap_or_default()));
+    }
+    Ok(Some(verification))
+}
+
+/// `pool/namespace/image`, the namespace only where there is one.
+fn full_name(child: &Child) -> String {
+    let namespace = child.namespace.as_str();
+    let middle = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    format!("{}/{middle}{}", child.pool_name, child.name)
+}
+
+fn receipt(ends: &Ends, verification: Option<Verification>) -> Receipt {
+    let place = |end: &End| {
+        let (pool, namespace) = (end.pool.info.name.clone(), end.pool.namespace.as_str().to_owned());
+        [pool, namespace, end.name.clone(), end.id.clone()]
+    };
+    let intent = ends.target.intent().or(ends.source.intent());
+    Receipt {
+        uuid: intent.map_or([0; 16], |i| i.uuid),
+        at: ends.target.pool.env.clock.now(),
+        source: place(&ends.source),
+        target: place(&ends.target),
+        size: ends.target.header.as_ref().map_or(0, |h| h.size),
+        verification,
+    }
+}
+
+/// Links to the target what still hangs on the source.
+async fn relink(ends: &mut Ends) -> Result<()> {
+    let (Some(record), true) = (ends.target.record().cloned(), ends.source.header.is_some()) else {
+        return Ok(());
+    };
+    let Ends { source, target } = ends;
+    children::relink(source, target, |s| record.snap_seqs.get(&s.0).map(|t| SnapId(*t))).await?;
+    ends.flush().await?;
+    ends.reload().await
+}
+
+/// Makes the target a plain image: the point of no return.
+async fn pass_over(ends: &mut Ends) -> Result<()> {
+    if ends.source.header.is_some() {
+        ends.source
+            .update(|h| {
+                if let Some(intent) = &mut h.intent {
+                    intent.phase = MigrationPhase::Committing;
+                }
+                Ok(())
+            })
+            .await?;
+        ends.source.pool.store.flush().await?;
+    }
+    let mut target = ends.target.open().await?;
+    target.acquire().await?;
+    sweep(&target).await?;
+    if let Some(base) = target.header.base() {
+        // First, or a crash would leave what it preserves for ever.
+        target.pool.store.release_snap(target.data_pool(), base.snap).await?;
+    }
+    let changed = target
+        .update_header(|h| {
+            h.end_migration();
+            if let Some(intent) = &mut h.intent {
+                intent.phase = MigrationPhase::Committed;
+                intent.base = None;
+                intent.overlaps.clear();
+            }
+            Ok(())
+        })
+        .await;
+    target.close().await?;
+    changed?;
+    ends.target.pool.store.flush().await?;
+    ends.target.reload().await
+}

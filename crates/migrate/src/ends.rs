@@ -1,0 +1,243 @@
+//! The two ends of a migration, found from either.
+
+use std::sync::Arc;
+
+use ferry_core::{Error, ErrorKind, Namespace, PoolId, Result};
+use ferry_image::encoding::{
+    MigrationIntent, MigrationPhase, MigrationRecord, MigrationSide, MigrationState, TrashSource,
+};
+use ferry_image::header::{self, Header, Opening};
+use ferry_image::image::Image;
+use ferry_image::pool::Pool;
+use ferry_image::trash;
+
+/// One end of a migration.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// Where it is.
+    pub pool: Pool,
+    /// Its name; for a source the one it had and will have again.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Its header as last read; `None` where it is gone.
+    pub header: Option<Arc<Header>>,
+}
+
+impl End {
+    /// Its record, where it has one.
+    #[must_use]
+    pub fn record(&self) -> Option<&MigrationRecord> {
+        self.header.as_ref().and_then(|h| h.migration.as_ref())
+    }
+
+    /// Ferry's note, where it has one.
+    #[must_use]
+    pub fn intent(&self) -> Option<&MigrationIntent> {
+        self.header.as_ref().and_then(|h| h.intent.as_ref())
+    }
+
+    /// Its state, where it has a record.
+    #[must_use]
+    pub fn state(&self) -> Option<MigrationState> {
+        self.record().map(|r| r.state)
+    }
+
+    /// Reads the header again.
+    ///
+    /// # Errors
+    /// Those of [`header::load`], but for a header that is gone.
+    pub async fn reload(&mut self) -> Result<()> {
+        let object = header::object(self.pool.id(), &self.pool.namespace, &self.id);
+        self.header = match header::load(&*self.pool.store, &object).await {
+            Ok(header) => Some(Arc::new(header)),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        Ok(())
+    }
+
+    /// Opens it to be changed, whatever its state.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where it is gone; those of the store.
+    pub async fn open(&self) -> Result<Image> {
+        Image::open_end(&self.pool, &self.name, &self.id).await
+    }
+
+    /// The header.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where it is gone.
+    pub fn need_header(&self) -> Result<&Arc<Header>> {
+        self.header.as_ref().ok_or_else(|| {
+            Error::not_found("an end of the migration is gone").with("image", &self.name).with("id", &self.id)
+        })
+    }
+
+    /// Changes the header without telling anybody.
+    pub(crate) async fn update(
+        &mut self,
+        change: impl FnMut(&mut Header) -> Result<()> + Send,
+    ) -> Result<()> {
+        let object = header::object(self.pool.id(), &self.pool.namespace, &self.id);
+        let (header, ()) = header::update(&*self.pool.store, &object, change).await?;
+        self.header = Some(Arc::new(header));
+        Ok(())
+    }
+
+    /// Writes the state, durably.
+    pub(crate) async fn set_state(&mut self, state: MigrationState, description: &str) -> Result<()> {
+        self.update(|h| h.set_migration_state(state, description)).await?;
+        self.pool.store.flush().await
+    }
+}
+
+/// Both ends of a migration.
+#[derive(Clone, Debug)]
+pub struct Ends {
+    /// What is moved.
+    pub source: End,
+    /// Where it goes.
+    pub target: End,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub enum Finding {
+    /// An end of a migration.
+    Migrating(Box<Ends>),
+    /// An image that is not migrating.
+    Plain,
+}
+
+impl Ends {
+    /// The migration one end of which is, or was, called `name`.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where there is no such image; `Invalid` (22) where it is not migrating; those of the stores, where the
+    /// other end is in another.
+    pub async fn find(pool: &Pool, name: &str) -> Result<Self> {
+        match Self::look_up(pool, name).await? {
+            Finding::Migrating(ends) => Ok(*ends),
+            Finding::Plain => Err(Error::invalid("image is not migrating").with("image", name)),
+        }
+    }
+
+    /// As [`Ends::find`], where not migrating is no error.
+    ///
+    /// # Errors
+    /// As [`Ends::find`].
+    pub async fn look_up(pool: &Pool, name: &str) -> Result<Finding> {
+        let named = match pool.read_id(name).await? {
+            Some(id) => Some(id),
+            None => pool.listed_id(name).await?,
+        };
+        if let Some(id) = &named
+            && let Some(ends) = Self::of(pool, name, id).await?
+        {
+            return Ok(Finding::Migrating(Box::new(ends)));
+        }
+        for source in [TrashSource::Migration, TrashSource::Removing] {
+            if let Some((id, _)) = trash::find_by_name(pool, name, source).await?
+                && let Some(ends) = Self::of(pool, name, &id).await?
+            {
+                return Ok(Finding::Migrating(Box::new(ends)));
+            }
+        }
+        if named.is_some() {
+            return Ok(Finding::Plain);
+        }
+        Err(Error::not_found("no such image").with("image", name))
+    }
+
+    /// The migration that the image with this id is an end of, if it is one.
+    async fn of(pool: &Pool, name: &str, id: &str) -> Result<Option<Self>> {
+        let mut this = End { pool: pool.clone(), name: name.to_owned(), id: id.to_owned(), header: None };
+        this.reload().await?;
+        let Some(header) = this.header.clone() else { return Ok(None) };
+        let side = match (&header.migration, &header.intent) {
+            (Some(record), _) => record.side,
+            (None, Some(intent)) => match intent.phase {
+                MigrationPhase::Committed => MigrationSide::Target,
+                MigrationPhase::Aborted | MigrationPhase::Committing => MigrationSide::Source,
+                MigrationPhase::Underway => return Ok(None),
+            },
+            (None, None) => return Ok(None),
+        };
+        let mut other = peer(pool, &header).await?;
+        other.reload().await?;
+        let is_source = side == MigrationSide::Source;
+        let mut ends = if is_source {
+            Self { source: this, target: other }
+        } else {
+            Self { source: other, target: this }
+        };
+        ends.settle().await?;
+        Ok(Some(ends))
+    }
+
+    /// Carries what only one end knows over to the other: a prepare that was cut off between its last two steps.
+    async fn settle(&mut self) -> Result<()> {
+        if self.source.state() == Some(MigrationState::Prepared)
+            && self.target.state() == Some(MigrationState::Preparing)
+        {
+            self.target.set_state(MigrationState::Prepared, "").await?;
+        }
+        Ok(())
+    }
+
+    /// How far the migration is: what the target says once it is prepared, before that what the source says.
+    #[must_use]
+    pub fn state(&self) -> MigrationState {
+        self.target.state().or(self.source.state()).unwrap_or(MigrationState::Error)
+    }
+
+    /// Whether both ends lie in one store.
+    #[must_use]
+    pub fn is_one_store(&self) -> bool {
+        self.source.pool.store.identity() == self.target.pool.store.identity()
+    }
+
+    /// Opens the target as any client does.
+    ///
+    /// # Errors
+    /// Those of [`Image::open`].
+    pub async fn open_target(&self) -> Result<Image> {
+        Image::open_by_id(&self.target.pool, &self.target.id, Opening::ReadWrite).await
+    }
+
+    /// Reads both headers again.
+    ///
+    /// # Errors
+    /// As [`End::reload`].
+    pub async fn reload(&mut self) -> Result<()> {
+        self.source.reload().await?;
+        self.target.reload().await
+    }
+
+    /// Makes what was done durable at both ends, the source first.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        self.source.pool.store.flush().await?;
+        self.target.pool.store.flush().await
+    }
+}
+
+/// The other end of a migration, its header not read yet.
+async fn peer(pool: &Pool, header: &Header) -> Result<End> {
+    let intent = header.intent.as_ref();
+    let (id, namespace, name, image_id): (PoolId, &Namespace, &str, &str) = match (&header.migration, intent)
+    {
+        (Some(r), _) => (r.pool, &r.namespace, &r.image_name, &r.image_id),
+        (None, Some(i)) => (i.peer.pool, &i.peer.namespace, &i.peer.name, &i.peer.id),
+        (None, None) => return Err(Error::invalid("image is not migrating")),
+    };
+    let store = match intent {
+        Some(i) if i.peer.store != pool.store.identity() => {
+            pool.peers.store(i.peer.store, &i.peer.place).await?
+        }
+        Some(_) | None => Arc::clone(&pool.store),
+    };
+    let pool = Pool { store, ..pool.clone() }.sibling(id, namespace).await?;
+    Ok(End { pool, name: name.to_owned(), id: image_id.to_owned(), header: None })
+}

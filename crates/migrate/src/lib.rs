@@ -1,0 +1,30 @@
+//! Moves an image to a new home while it is in use.
+//!
+//! ```text
+//!            prepare            execute            done             commit
+//!   (none) ──────────► Prepared ───────► Executing ────► Executed ────────► (gone: the target is a plain image)
+//!                         └──────────────────┴───────────────┴── abort ──► Aborting ──► (gone: the source is back)
+//! ```
+//!
+//! Invariants
+//! - Both headers carry a record (`rbd`'s, key `migration`) and ferry's own note (key `ferry.migration`) with one uuid.
+//! - Every step is idempotent: killed anywhere, the same call again reaches the same end.
+//! - Nothing is taken away before what replaces it is durable: across two stores, one is flushed before the other goes on.
+//! - The source is not written between prepare and abort.
+#![forbid(unsafe_code)]
+
+mod abort;
+mod children;
+mod commit;
+mod ends;
+mod execute;
+mod prepare;
+mod removal;
+mod verify;
+
+pub use abort::{AbortOptions, Losses, abort, losses};
+pub use commit::{CommitOptions, Receipt, commit};
+pub use ends::{End, Ends, Finding};
+pub use execute::{Control, Copied, Pace, execute};
+pub use prepare::{PrepareOptions, Prepared, Striping, prepare};
+pub use verify::{PointReport, Verification, verify};

@@ -1,0 +1,174 @@
+//! A store that dies after a number of changes, fails to read, or flips a byte of what is written.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
+use ferry_core::store::ObjectCursor;
+use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
+use ferry_core::{
+    Capabilities, ClientId, Effect, Error, ErrorKind, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId,
+    PoolInfo, PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
+};
+
+/// What goes wrong, shared by all stores of a process.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    /// Changes until death.
+    pub(crate) changes_left: AtomicI64,
+    /// Data objects whose names begin with this cannot be read.
+    pub(crate) unreadable: std::sync::Mutex<Option<String>>,
+    /// The n-th write of data from now on gets a byte flipped; below 0 none.
+    pub(crate) flip: AtomicI64,
+    pub(crate) flipped: AtomicBool,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            changes_left: AtomicI64::new(i64::MAX),
+            unreadable: std::sync::Mutex::default(),
+            flip: AtomicI64::new(-1),
+            flipped: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Faults {
+    pub(crate) fn is_dead(&self) -> bool {
+        self.changes_left.load(Ordering::Relaxed) < 0
+    }
+
+    fn flip_in(&self, op: &mut WriteOp) {
+        for effect in &mut op.effects {
+            if let Effect::Write { data, .. } = effect
+                && !data.is_empty()
+                && self.flip.load(Ordering::Relaxed) >= 0
+                && self.flip.fetch_sub(1, Ordering::Relaxed) == 0
+            {
+                let mut bytes = data.to_vec();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x40;
+                *data = Bytes::from(bytes);
+                self.flipped.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultStore {
+    pub(crate) inner: Arc<dyn Store>,
+    pub(crate) faults: Arc<Faults>,
+}
+
+impl FaultStore {
+    fn ask<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
+        if self.faults.is_dead() {
+            return Reply::ready(Err(Error::new(ErrorKind::Unavailable, "the store is gone")));
+        }
+        request(&*self.inner)
+    }
+
+    fn change<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
+        self.faults.changes_left.fetch_sub(1, Ordering::Relaxed);
+        self.ask(request)
+    }
+
+    fn check_readable(&self, object: &ObjectId) -> Result<()> {
+        let unreadable = self.faults.unreadable.lock().unwrap();
+        if unreadable.as_ref().is_some_and(|p| object.name.starts_with(p.as_str())) {
+            return Err(Error::new(ErrorKind::Io, "a bad sector"));
+        }
+        Ok(())
+    }
+}
+
+impl Store for FaultStore {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    fn client(&self) -> ClientId {
+        self.inner.client()
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn identity(&self) -> [u8; 16] {
+        self.inner.identity()
+    }
+    fn pools(&self) -> Reply<Vec<PoolInfo>> {
+        self.ask(|s| s.pools())
+    }
+    fn create_pool(&self, name: &str) -> Reply<PoolId> {
+        self.change(|s| s.create_pool(name))
+    }
+    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
+        self.change(|s| s.remove_pool(pool))
+    }
+    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
+        self.change(|s| s.set_pool_flags(pool, flags))
+    }
+    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
+        self.ask(|s| s.pool_stats(pool))
+    }
+    fn write(&self, object: &ObjectId, mut op: WriteOp) -> Reply<WriteReply> {
+        if object.name.starts_with("rbd_data.") {
+            self.faults.flip_in(&mut op);
+        }
+        self.change(|s| s.write(object, op))
+    }
+    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
+        match self.check_readable(object) {
+            Ok(()) => self.ask(|s| s.read(object, at, op)),
+            Err(e) => Reply::ready(Err(e)),
+        }
+    }
+    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
+        self.ask(|s| s.list_snaps(object))
+    }
+    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
+        self.change(|s| s.allocate_snap(pool))
+    }
+    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
+        self.change(|s| s.release_snap(pool, snap))
+    }
+    fn list_objects(
+        &self,
+        pool: PoolId,
+        namespace: Option<&Namespace>,
+        after: Option<ObjectCursor>,
+        max: usize,
+    ) -> Reply<ObjectPage> {
+        self.ask(|s| s.list_objects(pool, namespace, after, max))
+    }
+    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
+        self.ask(|s| s.watch(object))
+    }
+    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
+        self.ask(|s| s.notify(object, payload, timeout))
+    }
+    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
+        self.ask(|s| s.list_watchers(object))
+    }
+    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
+        self.change(|s| s.lock(object, request))
+    }
+    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
+        self.change(|s| s.unlock(object, request))
+    }
+    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
+        self.change(|s| s.break_lock(object, request, locker))
+    }
+    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
+        self.ask(|s| s.lock_info(object, name))
+    }
+    fn flush(&self) -> Reply<()> {
+        self.ask(|s| s.flush())
+    }
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}

@@ -1,0 +1,52 @@
+//! Migrations on stores in memory: random cases against a model, deaths at every change, errors of the source, flipped bytes.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod case;
+mod fault;
+mod steps;
+
+use case::{Case, Kind};
+
+/// Cases of each kind that run each time; `FERRY_MIGRATION_CASES` for more.
+fn cases(default: u64) -> u64 {
+    std::env::var("FERRY_MIGRATION_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+fn run(kind: Kind, seeds: std::ops::Range<u64>) {
+    let only = std::env::var("FERRY_MIGRATION_SEED").ok().and_then(|n| n.parse::<u64>().ok());
+    let seeds = only.map_or(seeds, |seed| seed..seed + 1);
+    for seed in seeds {
+        let done = std::panic::catch_unwind(|| futures_executor::block_on(Case::new(seed, kind).run()));
+        assert!(done.is_ok(), "{kind:?} seed {seed}");
+    }
+}
+
+#[test]
+fn images_move_inside_a_store_that_shares() {
+    run(Kind::OneStore, 0..cases(1250));
+}
+
+#[test]
+fn images_move_inside_a_store_that_copies() {
+    run(Kind::OneStoreCopying, 0..cases(1250));
+}
+
+#[test]
+fn images_move_inside_a_store_that_can_do_the_least() {
+    run(Kind::OneStoreLeast, 0..cases(1250));
+}
+
+#[test]
+fn images_move_between_stores() {
+    run(Kind::TwoStores, 0..cases(1250));
+}
+
+#[test]
+fn a_death_after_any_change_inside_a_store_is_survived() {
+    run(Kind::DyingOneStore, 0..cases(2500));
+}
+
+#[test]
+fn a_death_after_any_change_between_stores_is_survived() {
+    run(Kind::DyingTwoStores, 0..cases(2500));
+}

@@ -1,0 +1,273 @@
+//! A migration from its beginning to one of its ends.
+
+use ferry_core::{BlockDevice, Error, ErrorKind, Result};
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+use ferry_image::progress::silent;
+use ferry_image::snapshot;
+use ferry_migrate::{
+    AbortOptions, CommitOptions, Control, Ends, abort, commit, execute, losses, prepare, verify,
+};
+
+use crate::case::{Case, Shadow, Spot, lasting, snap_ids};
+
+/// Changes within which a death comes. More than any verb needs here, so that some live on.
+const CHANGES: u64 = 90;
+
+/// Deaths one after the other before a verb is let through.
+const DEATHS_MAX: usize = 4;
+
+impl Case {
+    pub(crate) async fn run(mut self) {
+        if let Err(e) = self.go().await {
+            panic!("seed {}: {}", self.seed, e.chain());
+        }
+    }
+
+    async fn go(&mut self) -> Result<()> {
+        self.trace(&format!("{:?} {:?} {:?}", self.source, self.target, self.options));
+        self.set_up().await?;
+        self.trace("----");
+        let (spot, shadow) = (self.source.clone(), self.shadow.clone());
+        self.check("before", &spot, &shadow).await?;
+        let pool = self.pool(&spot).await;
+        let before = Image::open(&pool, spot.name, Opening::ReadOnly).await?.header;
+
+        let ended = self.to_the_end(Verb::Prepare).await?;
+        assert!(ended, "prepare is let through");
+        let target = self.target.clone();
+        self.check("prepared", &target, &shadow).await?;
+        self.check_child("prepared").await?;
+
+        let mut lost = false;
+        let mut now = shadow.clone();
+        let aborts = self.below(3) == 0;
+        let keeps_all = aborts && self.below(2) == 0;
+        self.use_target(&mut now, &mut lost, keeps_all).await?;
+        let early = self.below(3) == 0;
+        if aborts && early {
+            return self.abort(&before, &shadow, now, lost).await;
+        }
+        self.stop_half_way(&mut now, &mut lost, keeps_all).await?;
+        self.to_the_end(Verb::Execute).await?;
+        self.check("executed", &target, &now).await?;
+        self.check_child("executed").await?;
+        let pool = self.pool(&target).await;
+        let ends = Ends::find(&pool, target.name).await?;
+        let verification = verify(&ends, &mut silent).await?;
+        assert!(verification.is_equal(), "seed {}: {verification:?}", self.seed);
+        self.use_target(&mut now, &mut lost, keeps_all).await?;
+        if aborts {
+            return self.abort(&before, &shadow, now, lost).await;
+        }
+        self.to_the_end(Verb::Commit).await?;
+        self.check("committed", &target, &now).await?;
+        self.check_child("committed").await?;
+        let pool = self.pool(&target).await;
+        let image = Image::open(&pool, target.name, Opening::ReadOnly).await?;
+        assert!(image.header.migration.is_none() && image.header.intent.is_none(), "seed {}", self.seed);
+        self.tear_down(&target).await
+    }
+
+    /// Uses the target as a client would. Snapshots and sizes only where it may lose them.
+    async fn use_target(&self, now: &mut Shadow, lost: &mut bool, keeps_all: bool) -> Result<()> {
+        let target = self.target.clone();
+        let pool = self.pool(&target).await;
+        let device = self.open(&pool, target.name).await?;
+        for n in 0..self.below(8) {
+            match self.below(12) {
+                0 if !keeps_all && self.child.is_none() => {
+                    self.resize_random(&device, now).await?;
+                    *lost = true;
+                }
+                1 if !keeps_all => {
+                    let name = format!("t{n}{}", self.below(1 << 30));
+                    self.snap_random(&device, now, name).await?;
+                    *lost = true;
+                }
+                2 if !keeps_all && self.child.is_none() => {
+                    let victim = now.snaps.iter().find(|(_, (_, protected))| !protected);
+                    if let Some(name) = victim.map(|(name, _)| name.clone()) {
+                        device.exclusively(async |i: &mut Image| snapshot::remove(i, &name).await).await?;
+                        self.trace(&format!("removed {name}"));
+                        now.snaps.remove(&name);
+                        *lost = true;
+                    }
+                }
+                3 if !keeps_all => {
+                    if let Some((name, (bytes, _))) =
+                        now.snaps.iter().next().map(|(n, s)| (n.clone(), s.clone()))
+                    {
+                        device
+                            .exclusively(async |i: &mut Image| {
+                                let id = i.header.user_snap(&name)?.id;
+                                ferry_image::rollback::rollback(i, id, &mut silent).await
+                            })
+                            .await?;
+                        self.trace(&format!("rolled back to {name}"));
+                        *lost |= bytes.len() != now.head.len();
+                        now.head = bytes;
+                    }
+                }
+                _ => self.write_random(&device, now).await?,
+            }
+            let bytes = device.read(0, device.size()).await?;
+            assert!(bytes == now.head, "seed {}: HEAD through the device", self.seed);
+        }
+        device.close().await?;
+        self.check("used", &target, now).await
+    }
+
+    /// Executes a part, and uses the target in between.
+    async fn stop_half_way(&self, now: &mut Shadow, lost: &mut bool, keeps_all: bool) -> Result<()> {
+        let (faults, stores) = self.process();
+        let target = self.target.clone();
+        let pool = self.pool_in(&stores, &target).await;
+        self.arm(&faults, 40);
+        let done = self.execute_in(&pool, target.name).await;
+        if done.is_err() {
+            assert!(faults.is_dead(), "seed {}: {done:?}", self.seed);
+        }
+        self.check("half executed", &target, now).await?;
+        self.check_child("half executed").await?;
+        self.use_target(now, lost, keeps_all).await
+    }
+
+    async fn execute_in(&self, pool: &ferry_image::pool::Pool, name: &str) -> Result<()> {
+        let mut ends = Ends::find(pool, name).await?;
+        let device = ferry_image::device::ImageDevice::open(ends.open_target().await?).await?;
+        execute(&mut ends, &device, &Control::default(), &mut silent).await?;
+        device.close().await
+    }
+
+    async fn abort(
+        &self,
+        before: &ferry_image::header::Header,
+        shadow: &Shadow,
+        now: Shadow,
+        lost: bool,
+    ) -> Result<()> {
+        let target = self.target.clone();
+        let pool = self.pool(&target).await;
+        let ends = Ends::find(&pool, target.name).await?;
+        let seen = losses(&ends)?;
+        assert!(lost || seen.what.is_empty(), "seed {}: {seen:?}", self.seed);
+        if !seen.what.is_empty() {
+            let refused = abort(ends, AbortOptions::default(), &mut silent).await;
+            assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Busy), "seed {}", self.seed);
+            self.check("refused", &target, &now).await?;
+        }
+        self.to_the_end(Verb::Abort).await?;
+        let source = self.source.clone();
+        let pool = self.pool(&source).await;
+        let image = Image::open(&pool, source.name, Opening::ReadOnly).await?;
+        // Inside its size, HEAD is what the target's was.
+        let mut wanted = shadow.clone();
+        let size = wanted.head.len();
+        if now.head.len() == size {
+            wanted.head = now.head;
+        } else {
+            let head = image.revision().await?;
+            wanted.head = head.read_bytes(0, head.size).await?.to_vec();
+            assert_eq!(wanted.head.len(), size, "seed {}", self.seed);
+        }
+        self.check_image("aborted", &image, &wanted).await?;
+        self.check_child("aborted").await?;
+        assert_eq!(snap_ids(&image.header), snap_ids(before), "seed {}", self.seed);
+        let (is, was) = (lasting(&image.header), lasting(before));
+        assert_eq!(is.snaps, was.snaps, "seed {}", self.seed);
+        assert_eq!(is, was, "seed {}", self.seed);
+        if self.target.name != source.name || self.target.pool != source.pool {
+            let there = self.pool(&target).await;
+            let gone = Image::open(&there, target.name, Opening::ReadOnly).await;
+            assert_eq!(gone.map(drop).map_err(|e| e.kind()), Err(ErrorKind::NotFound), "seed {}", self.seed);
+        }
+        self.tear_down(&source).await
+    }
+
+    /// Does a verb, dying in between where this case dies.
+    async fn to_the_end(&self, verb: Verb) -> Result<bool> {
+        let deaths = if self.dies { DEATHS_MAX } else { 0 };
+        for n in 0..=deaths {
+            let (faults, stores) = self.process();
+            if n < deaths {
+                self.arm(&faults, CHANGES);
+            }
+            match self.attempt(verb, &stores, n > 0).await {
+                Ok(()) => {
+                    assert!(!faults.is_dead(), "seed {}: a dead store reports success", self.seed);
+                    return Ok(true);
+                }
+                Err(e) if faults.is_dead() => {
+                    self.trace(&format!("{verb:?} dies: {}", e.chain()));
+                    self.look_at_remains(verb).await?;
+                }
+                Err(e) => return Err(e.with("verb", format!("{verb:?} {n}"))),
+            }
+        }
+        Err(Error::invalid("a verb that never ends"))
+    }
+
+    /// After a death: what is there reads as it should.
+    async fn look_at_remains(&self, verb: Verb) -> Result<()> {
+        if matches!(verb, Verb::Execute | Verb::Commit | Verb::Prepare) {
+            self.check_child(&format!("dead in {verb:?}")).await?;
+        }
+        Ok(())
+    }
+
+    async fn attempt(
+        &self,
+        verb: Verb,
+        stores: &[std::sync::Arc<dyn ferry_core::Store>],
+        again: bool,
+    ) -> Result<()> {
+        let source = self.pool_in(stores, &self.source).await;
+        let target = self.pool_in(stores, &self.target).await;
+        let find = async || -> Result<Option<Ends>> {
+            // By either name, as it comes.
+            let spots: [(&ferry_image::pool::Pool, &Spot); 2] =
+                [(&target, &self.target), (&source, &self.source)];
+            let first = usize::from(self.seed.is_multiple_of(2));
+            for (pool, spot) in [spots[first], spots[1 - first]] {
+                match Ends::find(pool, spot.name).await {
+                    Ok(ends) => return Ok(Some(ends)),
+                    Err(e) if again && matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Invalid) => {}
+                    Err(e) if matches!(e.kind(), ErrorKind::NotFound) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            // It was done before the answer could be given.
+            if again { Ok(None) } else { Err(Error::not_found("no end of the migration")) }
+        };
+        match verb {
+            Verb::Prepare => {
+                prepare(&source, self.source.name, &target, self.target.name, &self.options).await.map(drop)
+            }
+            Verb::Execute => {
+                let Some(ends) = find().await? else { return Ok(()) };
+                if ends.state() == ferry_image::encoding::MigrationState::Executed {
+                    return Ok(());
+                }
+                self.execute_in(&target, self.target.name).await
+            }
+            Verb::Commit => {
+                let Some(ends) = find().await? else { return Ok(()) };
+                let options = CommitOptions { force: true, unverified: false };
+                commit(ends, options, &mut silent).await.map(drop)
+            }
+            Verb::Abort => {
+                let Some(ends) = find().await? else { return Ok(()) };
+                abort(ends, AbortOptions { accept_loss: true }, &mut silent).await
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Prepare,
+    Execute,
+    Commit,
+    Abort,
+}
