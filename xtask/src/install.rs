@@ -12,6 +12,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("fio", "fio"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("losetup", "mount"),
+    ("fstrim", "util-linux"),
     ("ceph-mon", "ceph-mon"),
     ("ceph-osd", "ceph-osd"),
     ("ceph-mgr", "ceph-mgr"),

@@ -3,6 +3,8 @@
 
 pub mod context;
 pub mod export;
+pub mod fuse;
+pub mod kernel;
 pub mod nbd;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod client;
+mod fuse;
 mod fuzz;
 mod hostile;
+mod kernel;
 mod peers;
 mod protocol;
 mod tls;
+mod volatile;
 mod world;
