@@ -9,6 +9,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("nbdinfo", "libnbd-bin"),
     ("psktool", "gnutls-bin"),
+    ("nbdsh", "python3-libnbd"),
+    ("nbdkit", "nbdkit"),
     ("fio", "fio"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),

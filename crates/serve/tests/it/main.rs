@@ -9,6 +9,7 @@ mod hostile;
 mod kernel;
 mod peers;
 mod protocol;
+mod shell;
 mod tls;
 mod volatile;
 mod world;
