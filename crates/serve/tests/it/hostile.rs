@@ -11,7 +11,7 @@ use ferry_serve::nbd::{Demand, Options, Security, Tls};
 use ferry_serve::testing::{FlatDevice, MemoryDevice, NullDevice};
 
 use crate::client::{Client, FLUSH, GO, READ, Reply, WRITE, go_bytes, option_bytes, request_bytes};
-use crate::world::{World, alone, run};
+use crate::world::{World, alone, promised, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -47,9 +47,9 @@ fn others_are_served(world: &World) {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
-/// "Sixteen connections that send requests of 32 MiB need no more than 64 MiB."
 #[test]
 fn large_requests_of_many_connections_fit_the_budget() {
+    promised("Sixteen connections that send requests of 32 MiB need no more than 64 MiB.");
     if !alone("hostile::large_requests_of_many_connections_fit_the_budget") {
         return;
     }
@@ -102,6 +102,9 @@ fn large_requests_of_many_connections_fit_the_budget() {
 
 #[test]
 fn clients_that_never_read_cost_bounded_memory_and_nobody_else() {
+    promised(
+        "A client that does not take its replies, stops in the middle or sends nonsense costs no other client",
+    );
     if !alone("hostile::clients_that_never_read_cost_bounded_memory_and_nobody_else") {
         return;
     }
@@ -281,9 +284,10 @@ fn what_was_slipped_in_before_encryption_is_not_taken_for_encrypted() {
     others_are_served(&world);
 }
 
-/// "A TCP peer that vanished is noticed within 30 seconds": the machine between is taken away.
+/// The link between is taken away.
 #[test]
 fn a_tcp_peer_that_vanished_is_noticed_within_thirty_seconds() {
+    promised("A TCP peer that vanished is noticed within 30 seconds; a process that died, at once.");
     let name = format!("fn{}", std::process::id() % 100_000);
     let ip = |arguments: &str| {
         let arguments: Vec<_> = arguments.split(' ').collect();

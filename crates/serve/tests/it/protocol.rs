@@ -13,7 +13,7 @@ use crate::client::{
     BLOCK_STATUS, Client, DF, DISC, EXPORT_NAME, FLUSH, FUA, LIST, READ, Reply, SET_META_CONTEXT,
     STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES, go_bytes, option_bytes,
 };
-use crate::world::World;
+use crate::world::{World, promised};
 
 const MIB: u64 = 1 << 20;
 
@@ -162,9 +162,9 @@ fn zeros_come_as_holes_unless_one_chunk_was_asked_for() {
     assert_eq!(data.len(), 8192 + 8);
 }
 
-/// "A flush on one connection makes durable what was acknowledged on all of them."
 #[test]
 fn durability_is_asked_of_the_device_before_it_is_promised() {
+    promised("A flush on one connection makes durable what was acknowledged on all of them.");
     let (world, device) = world();
     let (mut one, mut other) = (Client::attached(&world, "a"), Client::attached(&world, "a"));
     let flushes = || device.flushes.load(Ordering::SeqCst);
@@ -229,6 +229,7 @@ fn requests_are_counted() {
 
 #[test]
 fn clients_are_listed_and_leave_with_their_export() {
+    promised("Removing an export ends its clients, after what they had under way is done and answered.");
     #[derive(Debug, Default)]
     struct Seen(std::sync::atomic::AtomicI64);
     impl Attendance for Seen {

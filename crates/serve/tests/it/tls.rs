@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ferry_serve::nbd::{Demand, Plain, Security, Tls};
 use ferry_serve::testing::MemoryDevice;
 
-use crate::world::{World, attempt, run};
+use crate::world::{World, attempt, promised, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -163,9 +163,9 @@ fn where_tls_is_allowed_both_come_in() {
     drop(world);
 }
 
-/// "TCP without TLS is listened for on loopback only, unless told otherwise."
 #[test]
 fn a_network_sees_no_plain_server_unless_told() {
+    promised("TCP without TLS is listened for on loopback only, unless told otherwise.");
     let world = World::new();
     let everywhere = "0.0.0.0:0".parse().unwrap();
     let refused = world.server.listen_tcp(everywhere, Security::Plain).unwrap_err();

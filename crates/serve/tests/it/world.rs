@@ -83,3 +83,11 @@ pub(crate) fn alone(name: &str) -> bool {
     assert!(output.status.success() && said.contains("1 passed"), "{said}{err}");
     false
 }
+
+/// Fails where `docs/SEMANTICS.md` no longer says what a test is about to prove.
+pub(crate) fn promised(sentence: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/SEMANTICS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(sentence), "docs/SEMANTICS.md does not say: {sentence}");
+}
