@@ -155,6 +155,9 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     if request.command.lasts() {
         signals::ask_at_signals(&cancel)?;
     }
+    if matches!(request.command, Command::Watch { .. }) {
+        signals::ask_at_enter(&cancel)?;
+    }
     let result = node.execute(&request, opened.streams(), &reporter, &cancel);
     match result {
         Ok(response) => {

@@ -17,9 +17,11 @@ mod opened;
 mod pool;
 mod readers;
 mod snap;
+mod switch;
 mod transfer;
 mod trash;
 mod usage;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,6 +46,7 @@ use crate::host::{Host, Stay};
 use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
 use opened::{Leftovers, Opened};
+use tokio::runtime::Handle;
 
 /// Executes commands on the stores that a home names.
 #[derive(Debug)]
@@ -87,6 +90,14 @@ impl Node {
         };
         let host = Host::new(Arc::clone(&self.kind), self.env.clone(), Stay::Command);
         let result = host.execute(&self.home, request, streams, events, cancel);
+        let others = host.lasting_calls();
+        if others > 0 {
+            // Their clients must not lose their disk because this command is over.
+            events.note(&format!(
+                "this command is over; the process stays for {others} that came to use the same store and go on until \
+                 they are stopped"
+            ));
+        }
         let closed = host.end();
         let response = result?;
         closed
@@ -171,6 +182,8 @@ pub(crate) fn run(
         Ok(run) => run,
         Err(failure) => return Ended::Here(Err(failure)),
     };
+    // What waits with a limit needs the clock of the threads that serve, where there are any.
+    let _context = host.running_threads().map(Handle::enter);
     let (result, ended) = futures_executor::block_on(async {
         let result = Box::pin(run.command(command, streams)).await;
         (result, run.leftovers.end().await)
@@ -309,6 +322,7 @@ impl Run<'_> {
             Command::Check { pool } => self.check(pool),
             Command::Job(command) => self.job_command(command),
             Command::Export(command) => Box::pin(self.export_command(command)).await,
+            Command::Watch { image } => Box::pin(self.watch(&image)).await,
             Command::Nbd(options) => Box::pin(self.nbd(options)).await,
         }
     }

@@ -9,58 +9,82 @@ mod count;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
-use ferry_core::{Error, ErrorKind, Result};
+use bytes::Bytes;
+use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::image::Image;
-use ferry_serve::export::{Attendance, Export, Exports};
+use ferry_serve::export::{Attendance, Export, Exports, Paused};
 use ferry_serve::nbd::{Demand, Options, Peer, Plain, Security, Server, Tls};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::api::{ExportClient, ExportLine, NbdListen, TlsFiles};
-use crate::spec::SnapSpec;
+use crate::spec::{ImageSpec, SnapSpec};
 
-/// An image open for being offered.
+/// An image that is offered.
 #[derive(Debug)]
 pub(crate) struct Offered {
-    image: SnapSpec,
     export: Arc<Export>,
+    is_read_only: bool,
+    below: Arc<Below>,
+}
+
+/// The image below an export; another one after a switch.
+#[derive(Debug)]
+struct Below {
+    runtime: Handle,
+    open: Mutex<Option<Open>>,
+}
+
+/// An image that is open.
+#[derive(Debug)]
+struct Open {
+    image: SnapSpec,
     device: ImageDevice,
     attending: Option<JoinHandle<()>>,
 }
 
-/// Exports and the server for them.
-#[derive(Debug)]
-pub(crate) struct Exporter {
-    runtime: Handle,
-    exports: Arc<Exports>,
-    server: Arc<Server>,
-    offered: Mutex<BTreeMap<String, Offered>>,
-    /// Where clients come in, as URIs say it, to which a name is added.
-    places: Mutex<Vec<Place>>,
+impl Open {
+    async fn new(runtime: &Handle, spec: &SnapSpec, image: Image) -> Result<Self> {
+        let watches = image.session.is_some();
+        let device = ImageDevice::open(image).await?;
+        let attending = watches.then(|| {
+            let (device, image) = (device.clone(), spec.to_string());
+            runtime.spawn(async move {
+                if let Err(e) = device.attend().await {
+                    tracing::error!(image, error = %e.chain(), "image is cut off: its watch is lost");
+                }
+            })
+        });
+        Ok(Self { image: spec.clone(), device, attending })
+    }
+
+    /// Flushes the image and gives it back. Nobody uses it any more.
+    async fn close(self) -> Result<()> {
+        let closed = self.device.close().await;
+        if let Some(attending) = self.attending {
+            attending.abort();
+            // Ended by the abort, or because the watch was lost before.
+            attending.await.ok();
+        }
+        closed
+    }
 }
 
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    Unix(PathBuf),
-    Tcp { address: std::net::SocketAddr, is_encrypted: bool },
+impl Below {
+    fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Gives the lock of an image back when its last client is gone, so that others need not ask for it.
-#[derive(Debug)]
-struct GiveBack {
-    runtime: Handle,
-    device: ImageDevice,
-}
-
-impl Attendance for GiveBack {
+impl Attendance for Below {
     fn attached(&self) {}
 
+    /// Gives the lock of an image back when its last client is gone, so that others need not ask for it.
     fn left(&self) {
-        let device = self.device.clone();
+        let Some(device) = self.open().as_ref().map(|open| open.device.clone()) else { return };
         self.runtime.spawn(async move {
             if let Err(e) = device.release().await {
                 tracing::warn!(error = %e.chain(), "the lock of an image without clients is not given back");
@@ -81,20 +105,12 @@ impl Offered {
         name: &str,
         is_read_only: bool,
     ) -> Result<Self> {
-        let watches = image.session.is_some();
-        let device = ImageDevice::open(image).await?;
-        let attending = watches.then(|| {
-            let (device, image) = (device.clone(), spec.to_string());
-            runtime.spawn(async move {
-                if let Err(e) = device.attend().await {
-                    tracing::error!(image, error = %e.chain(), "image is cut off: its watch is lost");
-                }
-            })
-        });
-        let give_back = GiveBack { runtime: runtime.clone(), device: device.clone() };
-        let export = Export::new(name, spec.to_string(), Arc::new(device.clone()), is_read_only);
-        let export = Arc::new(export.attended_by(Arc::new(give_back)));
-        Ok(Self { image: spec.clone(), export, device, attending })
+        let open = Open::new(runtime, spec, image).await?;
+        let device = Arc::new(open.device.clone());
+        let below = Arc::new(Below { runtime: runtime.clone(), open: Mutex::new(Some(open)) });
+        let attendance = Arc::<Below>::clone(&below);
+        let export = Export::new(name, spec.to_string(), device, is_read_only).attended_by(attendance);
+        Ok(Self { export: Arc::new(export), is_read_only, below })
     }
 
     /// Flushes the image and gives it back. Its clients are gone.
@@ -102,12 +118,72 @@ impl Offered {
     /// # Errors
     /// Those of the store.
     pub(crate) async fn close(self) -> Result<()> {
-        let closed = self.device.close().await;
-        if let Some(attending) = self.attending {
-            attending.abort();
+        let open = self.below.open().take();
+        match open {
+            Some(open) => open.close().await,
+            None => Ok(()),
         }
-        closed
     }
+
+    /// The image it offers now.
+    fn image(&self) -> Option<SnapSpec> {
+        self.below.open().as_ref().map(|open| open.image.clone())
+    }
+}
+
+/// An export whose clients wait while the image below it is another process's, or nobody's.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    paused: Paused,
+    below: Arc<Below>,
+    is_read_only: bool,
+    image: SnapSpec,
+}
+
+impl Taken {
+    /// What it offered.
+    pub(crate) fn image(&self) -> &SnapSpec {
+        &self.image
+    }
+
+    /// The export's name.
+    pub(crate) fn name(&self) -> &str {
+        self.paused.export().name()
+    }
+
+    /// Whether it refuses writes.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
+    /// Lets clients go on with `image`; how long they waited.
+    ///
+    /// # Errors
+    /// Those of opening it; clients then get errors until the export is removed or switched again.
+    pub(crate) async fn go_on(self, spec: &SnapSpec, image: Image) -> Result<Duration> {
+        let open = Open::new(&self.below.runtime, spec, image).await?;
+        self.paused.replace(Arc::new(open.device.clone()))?;
+        *self.below.open() = Some(open);
+        Ok(self.paused.waited())
+    }
+}
+
+/// Exports and the server for them.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    runtime: Handle,
+    exports: Arc<Exports>,
+    server: Arc<Server>,
+    offered: Mutex<BTreeMap<String, Offered>>,
+    /// Where clients come in, as URIs say it, to which a name is added.
+    places: Mutex<Vec<Place>>,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Unix(PathBuf),
+    Tcp { address: std::net::SocketAddr, is_encrypted: bool },
 }
 
 impl Exporter {
@@ -213,6 +289,35 @@ impl Exporter {
         outcome
     }
 
+    /// Takes an image away from all exports that offer it or a snapshot of it, to be given another with [`Taken::go_on`]. Their
+    /// clients wait from now on.
+    ///
+    /// # Errors
+    /// `TimedOut` (110) where requests under way take longer than `limit`; those of closing the image. All exports go on then
+    /// with what they had, or, where the image could not be closed, with errors.
+    pub(crate) async fn take(&self, image: &ImageSpec, limit: Duration) -> Result<Vec<Taken>> {
+        let offering: Vec<_> = {
+            let offered = self.offered();
+            let same = |o: &&Offered| o.image().is_some_and(|spec| spec.image == *image);
+            let these = offered.values().filter(same);
+            these.map(|o| (Arc::clone(&o.export), Arc::clone(&o.below), o.is_read_only)).collect()
+        };
+        let mut paused = Vec::new();
+        for (export, below, is_read_only) in offering {
+            paused.push((export.pause(limit).await?, below, is_read_only));
+        }
+        let mut taken = Vec::new();
+        for (paused, below, is_read_only) in paused {
+            let Some(open) = below.open().take() else { continue };
+            let image = open.image.clone();
+            // The export's own hold on the device goes too: what holds it holds the image's watch.
+            paused.replace(Arc::new(Nothing(paused.export().size())))?;
+            open.close().await?;
+            taken.push(Taken { paused, below, is_read_only, image });
+        }
+        Ok(taken)
+    }
+
     fn line(&self, offered: &Offered) -> ExportLine {
         let export = &offered.export;
         let clients = self
@@ -227,7 +332,7 @@ impl Exporter {
         });
         ExportLine {
             name: export.name().to_owned(),
-            image: offered.image.to_string(),
+            image: offered.image().map_or_else(String::new, |spec| spec.to_string()),
             is_read_only: export.is_read_only(),
             size: export.size(),
             clients: clients.collect(),
@@ -241,6 +346,50 @@ impl Exporter {
 
     fn places(&self) -> MutexGuard<'_, Vec<Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device that is no more: every request fails.
+#[derive(Debug)]
+struct Nothing(u64);
+
+impl Nothing {
+    fn refuse<T>() -> Reply<T> {
+        Reply::ready(Err(Error::new(ErrorKind::Fenced, "the image below the export was taken away")))
+    }
+}
+
+impl BlockDevice for Nothing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, _: u64, _: u64) -> Reply<Bytes> {
+        Self::refuse()
+    }
+
+    fn write(&self, _: u64, _: Bytes) -> Reply<()> {
+        Self::refuse()
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> Reply<()> {
+        Self::refuse()
+    }
+
+    fn discard(&self, _: u64, _: u64) -> Reply<()> {
+        Self::refuse()
+    }
+
+    fn flush(&self) -> Reply<()> {
+        Self::refuse()
+    }
+
+    fn extents(&self, _: u64, _: u64) -> Reply<Vec<DeviceExtent>> {
+        Self::refuse()
     }
 }
 

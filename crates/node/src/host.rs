@@ -52,6 +52,7 @@ pub(crate) struct Host {
     steward: Mutex<Option<Steward>>,
     jobs: OnceLock<Arc<Jobs>>,
     exporter: OnceLock<Arc<Exporter>>,
+    exporters: Mutex<Vec<Weak<Exporter>>>,
     runtime: OnceLock<Runtime>,
     calls: Mutex<Calls>,
 }
@@ -61,6 +62,8 @@ pub(crate) struct Host {
 struct Calls {
     last: u64,
     under_way: BTreeMap<u64, Cancel>,
+    /// Those among them that go on until they are stopped.
+    lasting: usize,
     is_stopping: bool,
 }
 
@@ -76,6 +79,7 @@ impl Host {
             steward: Mutex::default(),
             jobs: OnceLock::new(),
             exporter: OnceLock::new(),
+            exporters: Mutex::default(),
             runtime: OnceLock::new(),
             calls: Mutex::default(),
         })
@@ -132,13 +136,32 @@ impl Host {
 
     /// Images are offered by `exporter` from now on.
     pub(crate) fn keep_exporter(&self, exporter: Arc<Exporter>) {
+        self.add_exporter(&exporter);
         // A node has one.
         self.exporter.set(exporter).ok();
+    }
+
+    /// Counts `exporter` among those whose images may be switched.
+    pub(crate) fn add_exporter(&self, exporter: &Arc<Exporter>) {
+        let mut exporters = self.exporters.lock().unwrap_or_else(PoisonError::into_inner);
+        exporters.retain(|e| e.strong_count() > 0);
+        exporters.push(Arc::downgrade(exporter));
+    }
+
+    /// All that offers images in this process.
+    pub(crate) fn exporters(&self) -> Vec<Arc<Exporter>> {
+        let exporters = self.exporters.lock().unwrap_or_else(PoisonError::into_inner);
+        exporters.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// What offers images in a node; none in other processes.
     pub(crate) fn exporter(&self) -> Option<&Arc<Exporter>> {
         self.exporter.get()
+    }
+
+    /// The threads for what is served, if they were started.
+    pub(crate) fn running_threads(&self) -> Option<&Handle> {
+        self.runtime.get().map(Runtime::handle)
     }
 
     /// Threads for what is served, started at first use.
@@ -181,6 +204,7 @@ impl Host {
             calls.last += 1;
             let number = calls.last;
             calls.under_way.insert(number, teller.cancel.clone());
+            calls.lasting += usize::from(request.command.lasts());
             if calls.is_stopping {
                 teller.cancel.ask();
             }
@@ -190,8 +214,15 @@ impl Host {
             Some(jobs) if request.command.is_job() => jobs.execute(home, request, teller, &teller.cancel),
             Some(_) | None => self.execute(home, request, streams, teller, &teller.cancel),
         };
-        self.calls().under_way.remove(&number);
+        let mut calls = self.calls();
+        calls.under_way.remove(&number);
+        calls.lasting -= usize::from(request.command.lasts());
         result
+    }
+
+    /// How many commands of others go on until they are stopped: this process stays for them.
+    pub(crate) fn lasting_calls(&self) -> usize {
+        self.calls().lasting
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
@@ -264,9 +295,6 @@ fn receive(host: &Weak<Host>, mut channel: Channel) {
         );
         // One who has gone needs no answer.
         channel.send(&Tell::Failed(Box::new(failure))).ok();
-        return;
-    }
-    if call.request.command.lasts() && host.stay == Stay::Command {
         return;
     }
     if channel.send(&Tell::Accepted).is_err() || channel.wait_at_most_patience(false).is_err() {

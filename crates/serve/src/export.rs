@@ -118,7 +118,7 @@ impl Export {
     #[must_use]
     pub fn try_enter(self: &Arc<Self>) -> Option<Entered> {
         let entered = self.gate.try_enter();
-        entered.then(|| Entered { device: self.device(), export: Arc::clone(self) })
+        entered.then(|| Entered { device: Some(self.device()), export: Arc::clone(self) })
     }
 
     /// The device for one request, once the export is not paused.
@@ -127,41 +127,27 @@ impl Export {
     /// Dropping the future has no effect.
     pub async fn enter(self: &Arc<Self>) -> Entered {
         self.gate.enter().await;
-        Entered { device: self.device(), export: Arc::clone(self) }
+        Entered { device: Some(self.device()), export: Arc::clone(self) }
     }
 
-    /// Lets requests under way end, holds new ones back, puts the device that `change` gives in the place of the one it is given,
-    /// and goes on; how long clients waited. Where `change` fails, or all of it takes longer than `limit`, the export goes on with
-    /// the device it had: the change gives way, not the client.
+    /// Holds new requests back and lets those under way end. From then on nobody uses the device, and it can be replaced; clients
+    /// wait until what comes back is dropped. Where requests under way take longer than `limit`, the export goes on: the change
+    /// gives way, not the client.
     ///
     /// # Errors
-    /// Those of `change`; `TimedOut` after `limit`; `Invalid` where the new device is smaller than the old one.
+    /// `TimedOut` (110) after `limit`.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the export with the device it had, going on.
-    pub async fn swap<F>(
-        &self,
-        limit: Duration,
-        change: impl FnOnce(Arc<dyn BlockDevice>) -> F + Send,
-    ) -> Result<Duration>
-    where
-        F: Future<Output = Result<Arc<dyn BlockDevice>>> + Send,
-    {
+    /// Dropping the future lets the export go on.
+    pub async fn pause(self: &Arc<Self>, limit: Duration) -> Result<Paused> {
         let began = Instant::now();
-        let swapped = tokio::time::timeout(limit, async {
-            let _paused = self.gate.close().await;
-            let old = self.device();
-            let new = change(Arc::clone(&old)).await?;
-            if new.size() < old.size() {
-                return Err(Error::invalid("the device to go on with is smaller than the one in use")
-                    .with("size", new.size())
-                    .with("in use", old.size()));
+        // Opens the gate again also where the future is dropped.
+        let closing = self.gate.close();
+        match tokio::time::timeout(limit, closing).await {
+            Ok(closed) => {
+                closed.keep();
+                Ok(Paused { export: Arc::clone(self), began })
             }
-            *self.device.write().unwrap_or_else(PoisonError::into_inner) = new;
-            Ok(())
-        });
-        match swapped.await {
-            Ok(done) => done.map(|()| began.elapsed()),
             Err(_) => Err(Error::new(
                 ErrorKind::TimedOut,
                 "the export could not be switched within the time its clients may wait",
@@ -196,10 +182,53 @@ impl Export {
     }
 }
 
+/// An export that holds its clients back. Goes on when dropped.
+#[derive(Debug)]
+pub struct Paused {
+    export: Arc<Export>,
+    began: Instant,
+}
+
+impl Paused {
+    /// The export.
+    #[must_use]
+    pub fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    /// How long clients have waited.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Puts another device in the place of the one there is.
+    ///
+    /// # Errors
+    /// `Invalid` (22) where it is smaller: clients were told a size.
+    pub fn replace(&self, device: Arc<dyn BlockDevice>) -> Result<()> {
+        let mut place = self.export.device.write().unwrap_or_else(PoisonError::into_inner);
+        if device.size() < place.size() {
+            return Err(Error::invalid("the device to go on with is smaller than the one in use")
+                .with("size", device.size())
+                .with("in use", place.size()));
+        }
+        *place = device;
+        Ok(())
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.export.gate.open();
+    }
+}
+
 /// A request's hold on the device it was given.
 #[derive(Debug)]
 pub struct Entered {
-    device: Arc<dyn BlockDevice>,
+    /// `None` only while it is dropped.
+    device: Option<Arc<dyn BlockDevice>>,
     export: Arc<Export>,
 }
 
@@ -207,7 +236,7 @@ impl Entered {
     /// Whether the export or its device refuses writes.
     #[must_use]
     pub fn refuses_writes(&self) -> bool {
-        self.export.is_read_only || self.device.is_read_only()
+        self.export.is_read_only || self.is_read_only()
     }
 }
 
@@ -215,12 +244,14 @@ impl Deref for Entered {
     type Target = dyn BlockDevice;
 
     fn deref(&self) -> &Self::Target {
-        &*self.device
+        &**self.device.as_ref().expect("it is let go only when dropped")
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        // In this order: whoever waits for the gate finds nobody holding the device.
+        drop(self.device.take());
         self.export.gate.leave();
     }
 }

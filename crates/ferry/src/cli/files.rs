@@ -81,7 +81,8 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Check { .. }
         | Command::Job(_)
         | Command::Export(_)
-        | Command::Nbd(_) => ("rbd: open error", None),
+        | Command::Nbd(_)
+        | Command::Watch { .. } => ("rbd: open error", None),
     }
 }
 

@@ -176,6 +176,15 @@ pub(crate) const VERBS: &[Verb] = &[
         remark: "",
         convert: |p, cx| Plan::run(Command::Image(ImageCommand::Status { image: spec::image(p, cx)? })),
     },
+    Verb {
+        name: "watch",
+        alias: None,
+        about: "Watch events on image.",
+        words: &[IMAGE_WORD],
+        flags: &[IMAGE],
+        remark: "",
+        convert: |p, cx| Plan::run(Command::Watch { image: spec::image(p, cx)? }),
+    },
 ];
 
 /// Layout options as typed.

@@ -30,3 +30,17 @@ pub(crate) fn ask_at_signals(cancel: &Cancel) -> io::Result<()> {
     })?;
     Ok(())
 }
+
+/// Asks `cancel` when a line, or the end, comes from standard input.
+///
+/// # Errors
+/// Those of the operating system.
+pub(crate) fn ask_at_enter(cancel: &Cancel) -> io::Result<()> {
+    let cancel = cancel.clone();
+    thread::Builder::new().name("enter".to_owned()).spawn(move || {
+        // What cannot be read has ended.
+        io::stdin().read_line(&mut String::new()).ok();
+        cancel.ask();
+    })?;
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! The node: commands executed by it, jobs that outlive their asker and the node, stopping.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -199,4 +199,29 @@ fn a_node_tells_metrics_and_health_where_it_is_asked_to() {
     let other = Home::new();
     let (code, err) = other.fails("serve --metrics 0.0.0.0:0");
     assert_eq!(code, 13, "{err}");
+}
+
+#[test]
+fn a_watch_tells_what_clients_tell_each_other() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    for served in [false, true] {
+        let node = served.then(|| home.serve());
+        let mut watch = home
+            .command(Name::Rbd)
+            .args(["watch", "a"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "press enter to exit...");
+        assert!(home.ok("status a").contains("watcher="));
+        home.ok(&format!("snap create a@s{served}"));
+        let line = lines.find(|l| l.as_ref().unwrap().ends_with("notify_op=HeaderUpdate")).unwrap().unwrap();
+        assert!(line.starts_with("a received notification: notify_id="), "{line}");
+        drop(watch.stdin.take());
+        assert!(watch.wait().unwrap().success());
+        drop(node);
+    }
 }

@@ -133,13 +133,18 @@ pub enum Command {
     Export(ExportCommand),
     /// Offer one image over NBD until stopped.
     Nbd(NbdOptions),
+    /// Tell what the clients of an image tell each other until stopped.
+    Watch {
+        /// The image.
+        image: ImageSpec,
+    },
 }
 
 impl Command {
     /// Whether it goes on until it is stopped.
     #[must_use]
     pub fn lasts(&self) -> bool {
-        matches!(self, Self::Nbd(_))
+        matches!(self, Self::Nbd(_) | Self::Watch { .. })
     }
 }
 

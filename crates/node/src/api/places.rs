@@ -65,6 +65,7 @@ impl Command {
             | Self::Config { level: ConfigLevel::Image(spec), .. }
             | Self::Feature { image: spec, .. }
             | Self::Lock { image: spec, .. }
+            | Self::Watch { image: spec }
             | Self::Bench { image: spec, .. } => image(spec),
             Self::Config { level: ConfigLevel::Pool(pool), .. } => Places::default().pool(pool),
             Self::Config { level: ConfigLevel::Global(_), .. }

@@ -44,8 +44,8 @@ impl Server {
         cancel: &Cancel,
     ) -> Forwarded {
         if let Ok(channel) = self.0.try_clone() {
-            // The other side hears that nobody waits for the command any more.
-            cancel.when_asked(move || channel.hang_up());
+            // The other side hears that the command shall end, and tells how it ended.
+            cancel.when_asked(move || channel.say_no_more());
         }
         let home = std::path::absolute(home.dir()).unwrap_or_else(|_| home.dir().to_path_buf());
         if self.0.send_call(home, request.clone(), streams).is_err() {

@@ -100,6 +100,12 @@ impl Channel {
         self.0.shutdown(std::net::Shutdown::Both).ok();
     }
 
+    /// Says no more: the other end takes it as the wish that the command may end.
+    pub(crate) fn say_no_more(&self) {
+        // As above.
+        self.0.shutdown(std::net::Shutdown::Write).ok();
+    }
+
     /// Waits until the other end says something or goes; whether it has gone.
     pub(crate) fn is_gone(&mut self) -> bool {
         !matches!(self.0.read(&mut [0]), Ok(1..))

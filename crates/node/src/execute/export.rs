@@ -63,7 +63,7 @@ impl Run<'_> {
     }
 
     /// An image, or a snapshot of it, that stays open when the command is over.
-    async fn open_to_serve(&self, spec: &SnapSpec, read_only: bool) -> Done<Image> {
+    pub(super) async fn open_to_serve(&self, spec: &SnapSpec, read_only: bool) -> Done<Image> {
         let pool = self.pool_for(&spec.image.pool_spec(), Serving::Always).await?;
         let by = ImageRef::from(spec.image.clone());
         let opening = if read_only || spec.snap.is_some() || pool.is_read_only() {
@@ -102,6 +102,7 @@ impl Run<'_> {
         let NbdOptions { image, name, read_only, listen } = options;
         let cannot = || failed(format!("cannot offer {image}"), "rbd: nbd error");
         let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?, &listen));
+        self.host.add_exporter(&exporter);
         exporter.listen(&listen).map_err(cannot())?;
         let name = name.unwrap_or_else(|| image.to_string());
         let record = ExportRecord { image: image.clone(), read_only };

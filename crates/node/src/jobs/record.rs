@@ -121,7 +121,8 @@ impl Command {
             | Self::Check { .. }
             | Self::Job(_)
             | Self::Export(_)
-            | Self::Nbd(_) => None,
+            | Self::Nbd(_)
+            | Self::Watch { .. } => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Notify, Semaphore};
 
 /// Somebody wants the gate closed, or has it closed.
 const CLOSING: usize = 1;
@@ -10,7 +10,7 @@ const CLOSING: usize = 1;
 const ONE: usize = 2;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     /// How many are inside, in units of [`ONE`], and [`CLOSING`].
     state: AtomicUsize,
@@ -18,15 +18,26 @@ pub(super) struct Gate {
     emptied: Notify,
     /// Rung when the gate opens.
     opened: Notify,
-    /// Held by whoever closes it.
-    closer: Mutex<()>,
+    /// Taken by whoever closes it.
+    closer: Semaphore,
 }
 
-/// The gate being closed; opens when dropped.
+impl Default for Gate {
+    fn default() -> Self {
+        let (emptied, opened) = (Notify::new(), Notify::new());
+        Self { state: AtomicUsize::new(0), emptied, opened, closer: Semaphore::new(1) }
+    }
+}
+
+/// The gate being closed; opens when dropped, unless it is kept.
 #[derive(Debug)]
-pub(super) struct Closed<'a> {
-    gate: &'a Gate,
-    _closer: MutexGuard<'a, ()>,
+pub(super) struct Closed<'a>(&'a Gate);
+
+impl Closed<'_> {
+    /// Keeps the gate closed until [`Gate::open`].
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Gate {
@@ -62,20 +73,27 @@ impl Gate {
     /// # Cancel safety
     /// Dropping the future opens the gate again.
     pub(super) async fn close(&self) -> Closed<'_> {
-        let closer = self.closer.lock().await;
+        let closer = self.closer.acquire().await.expect("the semaphore is never closed");
+        closer.forget();
         self.state.fetch_or(CLOSING, Ordering::AcqRel);
-        let closed = Closed { gate: self, _closer: closer };
+        let closed = Closed(self);
         while self.state.load(Ordering::Acquire) != CLOSING {
             // One permit is kept, so a ring between the look and the wait is not missed.
             self.emptied.notified().await;
         }
         closed
     }
+
+    /// Opens a gate that was closed and kept.
+    pub(super) fn open(&self) {
+        self.state.fetch_and(!CLOSING, Ordering::AcqRel);
+        self.opened.notify_waiters();
+        self.closer.add_permits(1);
+    }
 }
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        self.gate.state.fetch_and(!CLOSING, Ordering::AcqRel);
-        self.gate.opened.notify_waiters();
+        self.0.open();
     }
 }

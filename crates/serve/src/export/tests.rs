@@ -47,9 +47,8 @@ async fn a_switch_waits_for_requests_under_way_and_requests_wait_for_the_switch(
     let under_way = export.enter().await;
     let other = Arc::clone(&export);
     let switch = tokio::spawn(async move {
-        other
-            .swap(Duration::from_secs(10), |_| async { Ok(Arc::new(Sized(2)) as Arc<dyn BlockDevice>) })
-            .await
+        let paused = other.pause(Duration::from_secs(10)).await.unwrap();
+        paused.replace(Arc::new(Sized(2))).unwrap();
     });
     while export.try_enter().is_some() {
         tokio::task::yield_now().await;
@@ -58,24 +57,29 @@ async fn a_switch_waits_for_requests_under_way_and_requests_wait_for_the_switch(
     assert_eq!(under_way.size(), 1);
     drop(under_way);
     assert_eq!(export.enter().await.size(), 2);
-    switch.await.unwrap().unwrap();
+    switch.await.unwrap();
 }
 
 #[tokio::test]
 async fn a_switch_that_takes_too_long_gives_way() {
     let export = export(1);
     let under_way = export.enter().await;
-    let late = export.swap(Duration::from_millis(10), |old| async { Ok(old) }).await.unwrap_err();
+    let late = export.pause(Duration::from_millis(10)).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::TimedOut);
     drop(under_way);
     assert_eq!(export.try_enter().unwrap().size(), 1);
+    // And can be tried again.
+    let paused = export.pause(Duration::from_secs(10)).await.unwrap();
+    assert!(export.try_enter().is_none());
+    drop(paused);
+    assert!(export.try_enter().is_some());
 }
 
 #[tokio::test]
 async fn a_smaller_device_is_refused() {
     let export = export(2);
-    let change = |_| async { Ok(Arc::new(Sized(1)) as Arc<dyn BlockDevice>) };
-    assert_eq!(export.swap(Duration::from_secs(1), change).await.unwrap_err().kind(), ErrorKind::Invalid);
+    let paused = export.pause(Duration::from_secs(1)).await.unwrap();
+    assert_eq!(paused.replace(Arc::new(Sized(1))).unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(export.size(), 2);
 }
 
