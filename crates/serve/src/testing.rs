@@ -24,6 +24,8 @@ pub struct MemoryDevice {
     pub is_late: AtomicBool,
     /// Microseconds that a flush keeps its caller waiting.
     pub flush_micros: AtomicU64,
+    /// Microseconds that a read keeps its caller waiting, as one from a disk does.
+    pub read_micros: AtomicU64,
     /// Flushes so far.
     pub flushes: AtomicU64,
     /// What is held back until [`Self::let_go`].
@@ -327,6 +329,10 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn read(&self, offset: u64, length: u64) -> Reply<Bytes> {
+        let micros = self.read_micros.load(Ordering::SeqCst);
+        if micros > 0 {
+            std::thread::sleep(Duration::from_micros(micros));
+        }
         self.answer(self.check(offset, length).map(|()| self.copy(offset, length)))
     }
 

@@ -13,6 +13,7 @@
 mod input;
 mod large;
 mod output;
+mod pace;
 mod reply;
 mod request;
 mod work;
@@ -31,6 +32,7 @@ use tokio::time::Sleep;
 use self::input::Input;
 use self::large::{LargeRead, LargeWrite, Receiving};
 use self::output::Output;
+use self::pace::Pace;
 use self::reply::{Failure, Style};
 use self::work::{Elsewhere, Work};
 use super::budget::{Budget, Lease};
@@ -80,6 +82,9 @@ pub(super) struct Connection<S> {
     tally: Option<Tally>,
     /// When the last request was done.
     now: Instant,
+    pace: Arc<Pace>,
+    /// Reads of the round done on this task: how many, and how many bytes.
+    reads: (u64, u64),
     /// Whether the device let the last write wait.
     writes_wait: bool,
     /// Why the connection must be cut.
@@ -186,6 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             ending: None,
             tally: None,
             now: Instant::now(),
+            pace: Arc::default(),
+            reads: (0, 0),
             writes_wait: false,
             fault: None,
         }
@@ -276,6 +283,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn serve(&mut self, cx: &mut Context<'_>) -> io::Result<Blocked> {
         let mut round = None;
         let blocked = self.serve_requests(&mut round, cx)?;
+        let (reads, bytes) = std::mem::take(&mut self.reads);
+        if reads > 0 {
+            self.pace.took(reads, bytes, self.now.elapsed());
+        }
         if self.flushes.is_due()
             && let Some(round) = self.enter(&mut round, cx)
         {

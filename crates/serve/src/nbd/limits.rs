@@ -39,6 +39,8 @@ pub(super) const PIECES_UNDER_WAY_MAX: usize = 4;
 pub(super) const PENDING_MAX: usize = 128;
 /// Requests of one connection that other threads work on: zeroing of long ranges, read-ahead, long block statuses.
 pub(super) const ELSEWHERE_MAX: usize = 4;
+/// The same of reads from a slow device: as many as a disk does better at once than one after the other.
+pub(super) const READS_ELSEWHERE_MAX: usize = 16;
 /// The part of what is left in the budget that one request for memory may get at most: one in so many.
 pub(super) const BUDGET_PART: usize = 8;
 /// Ranges zeroed or discarded by one call of the device; longer ones go in several. Bytes.

@@ -209,6 +209,44 @@ fn a_slow_flush_holds_up_nobody_and_is_shared() {
 }
 
 #[test]
+fn reads_of_a_slow_device_are_done_beside_each_other() {
+    let (world, device) = world();
+    let mut client = Client::attached(&world, "a");
+    device.read_micros.store(10_000, Ordering::SeqCst);
+    let mut read = |count: u64| {
+        let began = std::time::Instant::now();
+        for cookie in 0..count {
+            client.request(0, READ, cookie, cookie * 4096, 4096);
+        }
+        let mut cookies = std::collections::BTreeSet::new();
+        for _ in 0..count {
+            let Reply::Simple { error: 0, cookie } = client.reply() else { panic!() };
+            cookies.insert(cookie);
+            client.take::<4096>();
+        }
+        assert_eq!(cookies.len(), usize::try_from(count).unwrap());
+        began.elapsed()
+    };
+    // The server learns that the device is slow.
+    read(8);
+    let took = read(100);
+    assert!(took < Duration::from_millis(700), "{took:?} rather than a second");
+    // Others of the connection do not wait behind all of them.
+    for cookie in 0..64 {
+        client.request(0, READ, cookie, 0, 4096);
+    }
+    client.request(0, TRIM, 99, 0, 4096);
+    for before in 0.. {
+        match client.reply() {
+            Reply::Simple { cookie: 99, .. } => break,
+            Reply::Simple { .. } => drop(client.take::<4096>()),
+            Reply::Chunk { .. } => panic!(),
+        }
+        assert!(before < 63);
+    }
+}
+
+#[test]
 fn requests_are_counted() {
     let (world, _) = world();
     let mut client = Client::attached(&world, "a");

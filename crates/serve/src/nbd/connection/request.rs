@@ -12,8 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::reply::Failure;
 use super::work::{Answer, Coming, Held, Owner, Work, elsewhere, read_ahead, status, zero};
 use super::{Blocked, Connection, End, Round, Stage};
+use crate::export::Entered;
 use crate::nbd::limits::{
-    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_MAX, STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
+    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_MAX, READS_ELSEWHERE_MAX, STATUS_STEP, WHOLE_MAX,
+    ZERO_INLINE_MAX,
 };
 use crate::nbd::wire::{Command, REQUEST_SIZE, Request, WireError, command_flag};
 use crate::traffic::Sort;
@@ -157,7 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let long = u64::from(request.length);
         let coming = match request.command {
             Command::Read if length <= WHOLE_MAX => {
-                let coming = Coming::Data(device.read(offset, long));
+                let coming = self.read(device, offset, long);
                 return self.start_whole(request, coming, length, round, cx);
             }
             Command::Read => return self.read_large(request, length, round, cx),
@@ -190,9 +192,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if lease.is_none() {
             return self.read_in_pieces(request);
         }
-        let coming = Coming::Data(round.device.read(request.offset, u64::from(request.length)));
+        let coming = self.read(&round.device, request.offset, u64::from(request.length));
         let held = Held { owner: Owner::Whole(request), began: self.now, lease, unleased: 0 };
         self.start(coming, held, round, cx);
+    }
+
+    /// Reads here, or where the device keeps its readers waiting and there is something else to do, elsewhere.
+    fn read(&mut self, device: &Arc<Entered>, offset: u64, length: u64) -> Coming {
+        let is_alone = self.work.is_empty() && !self.input.has_request();
+        if is_alone || self.elsewhere >= READS_ELSEWHERE_MAX || !self.pace.is_slow() {
+            self.reads = (self.reads.0 + 1, self.reads.1 + length);
+            return Coming::Data(device.read(offset, length));
+        }
+        let pace = Arc::clone(&self.pace);
+        elsewhere(device, move |device| {
+            let began = Instant::now();
+            let data = device.read(offset, length).wait();
+            pace.took(1, length, began.elapsed());
+            Answer::Data(data)
+        })
     }
 
     fn start_whole(
