@@ -343,9 +343,10 @@ fn a_switch_of_the_device_is_not_seen_by_a_client_under_way() {
         std::thread::yield_now();
     }
     let given = Arc::clone(&new);
-    let swap = world
-        .runtime
-        .spawn(async move { export.swap(Duration::from_secs(10), |_| async { Ok(given as _) }).await });
+    let swap = world.runtime.spawn(async move {
+        let paused = export.pause(Duration::from_secs(10)).await?;
+        paused.replace(given as _)
+    });
     std::thread::sleep(Duration::from_millis(50));
     client.request(0, READ, 2, MIB, 4096);
     std::thread::sleep(Duration::from_millis(50));
