@@ -25,38 +25,50 @@ pub(crate) enum Name {
 /// A directory with a ferry home in it.
 #[derive(Debug)]
 pub(crate) struct Home {
-    dir: TempDir,
     node: Mutex<Option<Node>>,
+    dir: PathBuf,
+    /// Removes the directory, where it was made for this home.
+    _made: Option<TempDir>,
 }
 
 /// A node that serves the home.
 #[derive(Debug)]
-pub(crate) struct Node(Child);
+pub(crate) struct Node {
+    child: Child,
+    pid: u32,
+}
 
 impl Node {
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
+        self.pid
     }
 
     /// Ends it as a power cut of the process would.
     pub(crate) fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.signal("-KILL");
+        self.child.wait().unwrap();
     }
 
     /// Stops it in good order; how it ended.
     pub(crate) fn stop(mut self) -> i32 {
-        Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
-        self.0.wait().unwrap().code().unwrap_or(-1)
+        self.signal("-TERM");
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    fn signal(&self, signal: &str) {
+        Command::new("kill").args([signal, &self.pid.to_string()]).status().unwrap();
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have been ended already.
-        drop(self.0.kill());
-        drop(self.0.wait());
+        // It may have been ended already: then its number may be another's, and is left alone.
+        if let Ok(None) = self.child.try_wait() {
+            self.signal("-KILL");
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
     }
 }
 
@@ -72,10 +84,19 @@ pub(crate) struct Run {
 impl Home {
     /// A home without pools.
     pub(crate) fn empty() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("rbd")).unwrap();
-        symlink(env!("CARGO_BIN_EXE_ferry"), dir.path().join("ferry")).unwrap();
-        Self { dir, node: Mutex::default() }
+        let made = tempfile::tempdir().unwrap();
+        let home = Self::at(made.path());
+        Self { _made: Some(made), ..home }
+    }
+
+    /// The home in `dir`, which may be there already and is not removed.
+    pub(crate) fn at(dir: &Path) -> Self {
+        for name in ["rbd", "ferry"] {
+            // A copy of a home has them.
+            drop(fs::remove_file(dir.join(name)));
+            symlink(env!("CARGO_BIN_EXE_ferry"), dir.join(name)).unwrap();
+        }
+        Self { node: Mutex::default(), dir: dir.to_owned(), _made: None }
     }
 
     /// A home with the pool `rbd`. With `FERRY_TEST_SERVED=1` in the environment a node serves it: every test must come out
@@ -96,18 +117,36 @@ impl Home {
 
     /// Starts a node with options and waits until it is ready.
     pub(crate) fn serve_with(&self, options: &[&str]) -> Node {
-        let mut child = self
-            .command(Name::Ferry)
-            .arg("serve")
-            .args(options)
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.path("node.log")).unwrap())
-            .spawn()
-            .unwrap();
+        self.try_serve(&[], options).unwrap()
+    }
+
+    /// Starts a node on the home, run by the program `under`, and waits until it is ready; what it said where it does not start.
+    pub(crate) fn try_serve(&self, under: &[&str], options: &[&str]) -> Result<Node, String> {
+        let plain = self.command(Name::Ferry);
+        let mut command = match under {
+            [] => plain,
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(plain.get_program()).current_dir(self.dir()).stdin(Stdio::null());
+                for (name, value) in plain.get_envs() {
+                    match value {
+                        Some(value) => command.env(name, value),
+                        None => command.env_remove(name),
+                    };
+                }
+                command
+            }
+        };
+        let log = fs::File::create(self.path("node.log")).unwrap();
+        let mut child =
+            command.arg("serve").args(options).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ferry serves "), "{line}{}", self.log());
-        Node(child)
+        // Under another program the node is the child of the child.
+        let pid = fs::read_to_string(self.path("home/owner")).ok().and_then(|text| text.trim().parse().ok());
+        let pid = pid.filter(|_| !under.is_empty()).unwrap_or(child.id());
+        let node = Node { child, pid };
+        if line.starts_with("ferry serves ") { Ok(node) } else { Err(format!("{line}{}", self.log())) }
     }
 
     /// What the last node logged.
@@ -117,7 +156,7 @@ impl Home {
 
     /// Where commands run.
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// A path where commands run.

@@ -4,6 +4,7 @@
 
 mod ceph;
 mod clones;
+mod durability;
 mod errors;
 mod harness;
 mod images;
