@@ -6,6 +6,7 @@ mod ceph;
 mod clones;
 mod durability;
 mod errors;
+mod guest;
 mod harness;
 mod images;
 mod nbd;
