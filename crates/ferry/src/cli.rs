@@ -3,6 +3,7 @@
 mod args;
 mod clone;
 mod cluster;
+mod device;
 mod exit;
 mod export;
 mod feature;
@@ -31,7 +32,7 @@ use std::process::ExitCode;
 
 use ferry_core::{Errno, Error};
 use ferry_node::Node;
-use ferry_node::api::{Command, Failure, Request};
+use ferry_node::api::{Command, DeviceCommand, Failure, Request, Response, Streams};
 use ferry_node::cancel::Cancel;
 use ferry_node::config::Home;
 use ferry_node::options::Settings;
@@ -45,6 +46,7 @@ use progress::Reporter;
 /// All verbs, by noun.
 const VERBS: &[&[Verb]] = &[
     clone::VERBS,
+    device::VERBS,
     export::VERBS,
     feature::VERBS,
     image::VERBS,
@@ -61,6 +63,7 @@ const VERBS: &[&[Verb]] = &[
 /// The verbs that `rbd` has, and those of its own without which ferry could not do them.
 const RBD_VERBS: &[&[Verb]] = &[
     clone::VERBS,
+    device::VERBS,
     feature::VERBS,
     image::VERBS,
     meta::VERBS,
@@ -152,14 +155,20 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let node = Node::new(home, env);
     let request = Request { command: *command, overrides, cluster };
     let cancel = Cancel::new();
-    if request.command.lasts() {
+    let is_holder = matches!(request.command, Command::Device(DeviceCommand::Hold(_)));
+    if request.command.lasts() || is_holder {
         signals::ask_at_signals(&cancel)?;
     }
     if matches!(request.command, Command::Watch { .. }) {
         signals::ask_at_enter(&cancel)?;
     }
-    let result = node.execute(&request, opened.streams(), &reporter, &cancel);
+    let mut result = node.execute(&request, opened.streams(), &reporter, &cancel);
+    if is_holder {
+        result =
+            device::until_taken(result, || node.execute(&request, Streams::default(), &reporter, &cancel));
+    }
     match result {
+        Ok(Response::Mapped(None)) => Ok(print(&format!("{}\n", device::hold()?))?),
         Ok(response) => {
             opened.keep();
             let failure = exit::after(&response);

@@ -12,16 +12,16 @@ mod response;
 
 pub use command::{
     BenchPattern, BenchType, CloneCommand, Cluster, ClusterPools, Command, ConfigAction, ConfigLevel, Detail,
-    ExportCommand, ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, JobCommand, LayoutOptions,
-    LockCommand, MetaCommand, NamespaceCommand, NbdListen, NbdOptions, ObjectMapCommand, PoolAccess,
-    PoolCommand, Request, SnapBy, SnapCommand, SnapScope, TlsFiles, TransferCommand, TrashCommand,
-    TrashScope, UsageCommand,
+    DeviceCommand, ExportCommand, ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, JobCommand,
+    LayoutOptions, LockCommand, MapOptions, MappedBy, MetaCommand, NamespaceCommand, NbdListen, NbdOptions,
+    ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy, SnapCommand, SnapScope, TlsFiles,
+    TransferCommand, TrashCommand, TrashScope, UsageCommand,
 };
 pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};
 pub use response::{
-    BenchResult, BenchRow, CheckReport, ChildImage, DiffExtent, ExportClient, ExportLine, ImageInfo,
-    ImageStatus, JobLine, JobState, ListedImage, ListedSnap, LockHolder, LockList, Migration, MigrationEnd,
-    MigrationSource, ParentInfo, PoolListing, PoolState, PoolStatistics, Response, Setting, SettingsOwner,
-    SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
+    BenchResult, BenchRow, CheckReport, ChildImage, DeviceLine, DiffExtent, ExportClient, ExportLine,
+    ImageInfo, ImageStatus, JobLine, JobState, ListedImage, ListedSnap, LockHolder, LockList, Migration,
+    MigrationEnd, MigrationSource, ParentInfo, PoolListing, PoolState, PoolStatistics, Response, Setting,
+    SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
 };

@@ -38,6 +38,9 @@ const EXPORTS_FILE: &str = "exports.toml";
 /// Name of the default store's directory in the home.
 const DEFAULT_STORE: &str = "store";
 
+/// Name of the directory of mapped devices in a home.
+const DEVICES: &str = "devices";
+
 /// What the configuration file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +108,12 @@ impl Home {
     #[must_use]
     pub fn default_store(&self) -> PathBuf {
         self.dir.join(DEFAULT_STORE)
+    }
+
+    /// The directory in which images that are mapped as block devices have their files.
+    #[must_use]
+    pub fn devices(&self) -> PathBuf {
+        self.dir.join(DEVICES)
     }
 
     /// The directory of the store of `pool`, if the configuration names it.

@@ -4,6 +4,7 @@ mod bench;
 mod clone;
 mod config;
 mod describe;
+mod device;
 mod export;
 mod feature;
 mod files;
@@ -35,13 +36,14 @@ use ferry_image::metadata;
 use ferry_image::pool::Pool;
 
 use crate::api::{
-    Cluster, ClusterPools, Command, Done, Event, Events, Failure, Hears, ImageBy, ImageRef, Request,
-    Response, Streams,
+    Cluster, ClusterPools, Command, DeviceCommand, Done, Event, Events, Failure, Hears, ImageBy, ImageRef,
+    Request, Response, Streams,
 };
 use crate::backend::{Got, IfMissing, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind};
 use crate::cancel::Cancel;
 use crate::config::{Config, ExportRecord, Home};
 use crate::control::{Forwarded, Server};
+use crate::devices::Devices;
 use crate::host::{Host, Stay};
 use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
@@ -89,6 +91,9 @@ impl Node {
             Sent::Nowhere(streams) => streams,
         };
         let host = Host::new(Arc::clone(&self.kind), self.env.clone(), Stay::Command);
+        if matches!(request.command, Command::Device(DeviceCommand::Hold(_))) {
+            host.keep_devices(Devices::new(self.home.devices()));
+        }
         let result = host.execute(&self.home, request, streams, events, cancel);
         let others = host.lasting_calls();
         if others > 0 {
@@ -321,6 +326,7 @@ impl Run<'_> {
             Command::Bench { .. } => Box::pin(self.bench(command)).await,
             Command::Check { pool } => self.check(pool),
             Command::Job(command) => self.job_command(command),
+            Command::Device(command) => Box::pin(self.device_command(command)).await,
             Command::Export(command) => Box::pin(self.export_command(command)).await,
             Command::Watch { image } => Box::pin(self.watch(&image)).await,
             Command::Nbd(options) => Box::pin(self.nbd(options)).await,

@@ -113,6 +113,23 @@ impl Offered {
         Ok(Self { export: Arc::new(export), is_read_only, below })
     }
 
+    /// What clients attach to.
+    pub(crate) fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    /// Takes the image's exclusive lock ahead of the first write.
+    ///
+    /// # Errors
+    /// Those of [`ImageDevice::acquire`].
+    pub(crate) async fn acquire(&self) -> Result<()> {
+        let device = self.below.open().as_ref().map(|open| open.device.clone());
+        match device {
+            Some(device) => device.acquire().await,
+            None => Ok(()),
+        }
+    }
+
     /// Flushes the image and gives it back. Its clients are gone.
     ///
     /// # Errors

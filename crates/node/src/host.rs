@@ -25,6 +25,7 @@ use crate::backend::{OWNER_WAIT_MAX, StoreKind, Stores};
 use crate::cancel::Cancel;
 use crate::config::Home;
 use crate::control::{Channel, Door, Forwarded, Tell, VERSION};
+use crate::devices::Devices;
 use crate::execute::{self, AGAIN, Ended};
 use crate::exporter::Exporter;
 use crate::jobs::Jobs;
@@ -53,6 +54,7 @@ pub(crate) struct Host {
     jobs: OnceLock<Arc<Jobs>>,
     exporter: OnceLock<Arc<Exporter>>,
     exporters: Mutex<Vec<Weak<Exporter>>>,
+    devices: OnceLock<Arc<Devices>>,
     runtime: OnceLock<Runtime>,
     calls: Mutex<Calls>,
 }
@@ -80,6 +82,7 @@ impl Host {
             jobs: OnceLock::new(),
             exporter: OnceLock::new(),
             exporters: Mutex::default(),
+            devices: OnceLock::new(),
             runtime: OnceLock::new(),
             calls: Mutex::default(),
         })
@@ -132,6 +135,17 @@ impl Host {
     /// The jobs of a node; none in other processes.
     pub(crate) fn jobs(&self) -> Option<&Arc<Jobs>> {
         self.jobs.get()
+    }
+
+    /// This process maps images, in `devices`.
+    pub(crate) fn keep_devices(&self, devices: Arc<Devices>) {
+        // A process has one set of them.
+        self.devices.set(devices).ok();
+    }
+
+    /// What maps images in a process that stays; none in others.
+    pub(crate) fn devices(&self) -> Option<&Arc<Devices>> {
+        self.devices.get()
     }
 
     /// Images are offered by `exporter` from now on.

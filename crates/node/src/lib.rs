@@ -6,6 +6,7 @@ pub mod backend;
 pub mod cancel;
 pub mod config;
 mod control;
+mod devices;
 pub mod env;
 mod execute;
 mod exporter;

@@ -20,6 +20,7 @@ use crate::api::{Done, Events, Failure, NbdListen, Outcome};
 use crate::backend::{Got, IfMissing, Owner, RealStores, Taken};
 use crate::cancel::Cancel;
 use crate::config::Home;
+use crate::devices::Devices;
 use crate::execute;
 use crate::exporter::Exporter;
 use crate::host::{Host, Stay};
@@ -59,6 +60,10 @@ pub fn serve(
     let host = Host::new(Arc::new(RealStores), env, Stay::Serving);
     let jobs = Jobs::new(&host, home.dir().join(JOBS_DIR));
     host.keep_jobs(Arc::clone(&jobs));
+    let devices = Devices::new(home.devices());
+    // The node itself stays; no mapping has to.
+    devices.hold();
+    host.keep_devices(Arc::clone(&devices));
     open_stores(&host, home)?;
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
     let exporter = export(&host, home, options)?;
@@ -79,8 +84,9 @@ pub fn serve(
     jobs.wait();
     host.close_door();
     // After the last command: one of them may have added an export.
+    let unmapped = devices.stop();
     let given_back = futures_executor::block_on(exporter.stop());
-    let ended = given_back.and(host.end());
+    let ended = unmapped.and(given_back).and(host.end());
     drop(owner);
     ended.map_err(|e| Failure::of(&e, "a store could not be closed", "rbd: close error"))?;
     tracing::info!("node stopped");

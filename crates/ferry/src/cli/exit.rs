@@ -20,6 +20,13 @@ pub(crate) enum End {
         /// The list.
         list: String,
     },
+    /// Another process that did the work failed and said why.
+    Told {
+        /// What it said.
+        text: String,
+        /// Its exit code.
+        code: i32,
+    },
     /// The command failed.
     Failed(Failure),
     /// The result could not be written.
@@ -75,6 +82,8 @@ pub(crate) fn after(response: &Response) -> Option<End> {
         | Response::Diff(_)
         | Response::Locks(_)
         | Response::Jobs(_)
+        | Response::Mapped(_)
+        | Response::Devices(_)
         | Response::Exports { .. }
         | Response::Bench(_) => None,
     }
@@ -96,6 +105,7 @@ impl End {
                 drop(told);
                 (format!("error: unknown option '{words}'\n\n"), 1)
             }
+            Self::Told { text, code } => (text.clone(), *code),
             Self::Failed(failure) => (failure_text(failure, program), failure.errno),
             // Whoever read our stdout has gone; `rbd` dies without a word too.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => (String::new(), Errno::EPIPE.0),

@@ -80,6 +80,7 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Bench { .. }
         | Command::Check { .. }
         | Command::Job(_)
+        | Command::Device(_)
         | Command::Export(_)
         | Command::Nbd(_)
         | Command::Watch { .. } => ("rbd: open error", None),

@@ -140,6 +140,13 @@ pub(crate) fn write(out: &mut dyn Write, response: &Response, show: Show) -> io:
         Response::Diff(extents) => show.write(out, || report::diff_tree(extents), || report::diff(extents)),
         Response::Locks(locks) => show.write(out, || report::locks_tree(locks), || report::locks(locks)),
         Response::Bench(result) => out.write_all(report::bench(result).as_bytes()),
+        Response::Mapped(device) => match device {
+            Some(device) => writeln!(out, "{}", device.display()),
+            None => Ok(()),
+        },
+        Response::Devices(devices) => {
+            show.write(out, || report::devices_tree(devices), || report::devices(devices))
+        }
         Response::Exports { exports, added } => {
             show.write(out, || report::exports_tree(exports), || report::exports(exports, *added))
         }

@@ -1,5 +1,6 @@
 //! What each result looks like: a text for people and a tree for programs, side by side.
 
+mod device;
 mod export;
 mod image;
 mod job;
@@ -7,6 +8,7 @@ mod meta;
 mod pool;
 mod snap;
 
+pub(crate) use device::{devices, devices_tree};
 pub(crate) use export::{exports, exports_tree};
 pub(crate) use image::{
     children, children_tree, diff, diff_tree, images, images_tree, info, info_tree, locks, locks_tree,

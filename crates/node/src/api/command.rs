@@ -1,5 +1,6 @@
 //! Every command with all its parameters.
 
+mod device;
 mod serving;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{ImageSpec, PoolSpec, SnapSpec};
 
+pub use device::{DeviceCommand, MapOptions, MappedBy};
 pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOptions, TlsFiles};
 
 /// A command and the settings given with it.
@@ -131,6 +133,8 @@ pub enum Command {
     Job(JobCommand),
     /// Images a node offers over NBD.
     Export(ExportCommand),
+    /// Images as block devices.
+    Device(DeviceCommand),
     /// Offer one image over NBD until stopped.
     Nbd(NbdOptions),
     /// Tell what the clients of an image tell each other until stopped.

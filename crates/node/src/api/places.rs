@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    CloneCommand, Command, ConfigLevel, ExportCommand, ImageCommand, ImageRef, LayoutOptions, MetaCommand,
-    NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
+    CloneCommand, Command, ConfigLevel, DeviceCommand, ExportCommand, ImageCommand, ImageRef, LayoutOptions,
+    MetaCommand, NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
 };
 use crate::spec::{ImageSpec, SnapSpec};
 
@@ -71,12 +71,14 @@ impl Command {
             Self::Config { level: ConfigLevel::Global(_), .. }
             | Self::ConfigKey(_)
             | Self::Job(_)
+            | Self::Device(DeviceCommand::List { .. } | DeviceCommand::Unmap { .. })
             | Self::Export(ExportCommand::List | ExportCommand::Remove { .. }) => Places::default(),
             Self::Namespace(NamespaceCommand::Create(pool) | NamespaceCommand::Remove(pool)) => {
                 Places::default().pool(&pool.pool)
             }
             Self::Namespace(NamespaceCommand::List { pool }) => Places::default().pool(pool),
             Self::ObjectMap { image, .. } | Self::Export(ExportCommand::Add { image, .. }) => snap(image),
+            Self::Device(DeviceCommand::Map(options) | DeviceCommand::Hold(options)) => snap(&options.image),
             Self::Nbd(options) => snap(&options.image),
             Self::Check { pool: Some(pool) } => Places::default().pool(pool),
             Self::Check { pool: None } => Places { default_store: true, ..Places::default() },

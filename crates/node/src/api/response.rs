@@ -1,8 +1,11 @@
 //! What a command found out.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use super::Detail;
+use crate::spec::SnapSpec;
 
 /// What a command found out. Times are seconds since 1970, sizes bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +74,10 @@ pub enum Response {
     Check(CheckReport),
     /// Jobs.
     Jobs(Vec<JobLine>),
+    /// The device an image was mapped as; none where the process asked does not stay to serve it.
+    Mapped(Option<PathBuf>),
+    /// Mapped images.
+    Devices(Vec<DeviceLine>),
     /// Exports.
     Exports {
         /// By name.
@@ -78,6 +85,34 @@ pub enum Response {
         /// Whether they were added by this command.
         added: bool,
     },
+}
+
+/// An image mapped as a block device. In the order of their numbers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceLine {
+    /// The number of the device.
+    pub id: u64,
+    /// Its path.
+    pub device: String,
+    /// The image's pool.
+    pub pool: String,
+    /// Its namespace; empty for the default one.
+    pub namespace: String,
+    /// Its name.
+    pub image: String,
+    /// The snapshot, where it is one.
+    pub snap: Option<String>,
+}
+
+impl DeviceLine {
+    /// An image and its device.
+    #[must_use]
+    pub fn new(device: &Path, image: &SnapSpec) -> Self {
+        let device = device.display().to_string();
+        let id = device.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or_default();
+        let SnapSpec { image, snap } = image.clone();
+        Self { id, device, pool: image.pool, namespace: image.namespace, image: image.image, snap }
+    }
 }
 
 /// An image offered over NBD.

@@ -121,6 +121,7 @@ impl Command {
             | Self::Check { .. }
             | Self::Job(_)
             | Self::Export(_)
+            | Self::Device(_)
             | Self::Nbd(_)
             | Self::Watch { .. } => None,
         }

@@ -1,0 +1,219 @@
+//! Images mapped as block devices by this process.
+//!
+//! Invariants
+//! - An image is closed after its device is gone.
+//! - A process that ends when nothing is mapped takes no mapping after it decided to end.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use ferry_core::{Error, Result};
+use ferry_serve::kernel::{self, Mapped, Unmap};
+
+use crate::api::{DeviceLine, MappedBy};
+use crate::exporter::Offered;
+use crate::spec::SnapSpec;
+
+/// How often devices are looked at: whether their images changed their size, and whether they are still there.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    directory: PathBuf,
+    state: Mutex<State>,
+    has_holder: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mapped: BTreeMap<PathBuf, Arc<MappedImage>>,
+    /// Mappings being made.
+    coming: usize,
+    is_closed: bool,
+}
+
+/// An image and its device.
+#[derive(Debug)]
+struct MappedImage {
+    image: SnapSpec,
+    mapped: Mapped,
+    /// None once it is closed.
+    offered: Mutex<Option<Offered>>,
+    /// The size the kernel was told last. Bytes.
+    size: Mutex<u64>,
+}
+
+/// A mapping being made. Dropped, it is none.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    devices: Arc<Devices>,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.devices.state().coming -= 1;
+    }
+}
+
+impl Devices {
+    /// Devices whose files are mounted in `directory`.
+    pub(crate) fn new(directory: PathBuf) -> Arc<Self> {
+        let (state, has_holder) = (Mutex::default(), AtomicBool::new(false));
+        let devices = Arc::new(Self { directory, state, has_holder });
+        let watched = Arc::downgrade(&devices);
+        let watch = move || {
+            while let Some(devices) = watched.upgrade() {
+                devices.look();
+                drop(devices);
+                thread::sleep(INTERVAL);
+            }
+        };
+        // Without the thread sizes do not follow; nothing else is lost.
+        if let Err(e) = thread::Builder::new().name("devices".to_owned()).spawn(watch) {
+            tracing::warn!(error = %e, "sizes of devices do not follow their images");
+        }
+        devices
+    }
+
+    /// Whether the caller is the one who keeps the process until nothing is mapped: the first who asks.
+    pub(crate) fn hold(&self) -> bool {
+        !self.has_holder.swap(true, Ordering::AcqRel)
+    }
+
+    /// Keeps the process from ending until the mapping is made.
+    ///
+    /// # Errors
+    /// `Busy` (16) where it ends.
+    pub(crate) fn begin(self: &Arc<Self>) -> Result<Coming> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(Error::busy("the process that maps devices is about to end: run the command again"));
+        }
+        state.coming += 1;
+        Ok(Coming { devices: Arc::clone(self) })
+    }
+
+    /// Maps an open image. What dead processes left is cleared away first. Blocks; on failure the image comes back.
+    pub(crate) fn map(
+        &self,
+        image: &SnapSpec,
+        offered: Offered,
+        options: &kernel::Options,
+    ) -> std::result::Result<PathBuf, (Error, Box<Offered>)> {
+        let mapped =
+            kernel::clean_stale(&self.directory).and_then(|_| kernel::map(offered.export(), options));
+        let mapped = match mapped {
+            Ok(mapped) => mapped,
+            Err(e) => return Err((e, Box::new(offered))),
+        };
+        let path = mapped.device().to_path_buf();
+        let size = Mutex::new(offered.export().size());
+        let (image, offered) = (image.clone(), Mutex::new(Some(offered)));
+        let one = MappedImage { image, mapped, offered, size };
+        self.state().mapped.insert(path.clone(), Arc::new(one));
+        Ok(path)
+    }
+
+    /// Where their files are mounted.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What is mapped.
+    pub(crate) fn list(&self) -> Vec<DeviceLine> {
+        self.state().mapped.iter().map(|(path, one)| DeviceLine::new(path, &one.image)).collect()
+    }
+
+    /// Takes one away. Blocks.
+    ///
+    /// # Errors
+    /// `NotFound` (2); `Busy` (16) where it is in use, or its image is mapped more than once; those of the store.
+    pub(crate) fn unmap(&self, which: &MappedBy, how: Unmap) -> Result<()> {
+        let found: Vec<_> = {
+            let state = self.state();
+            let matches = |path: &Path, one: &MappedImage| match which {
+                MappedBy::Device(device) => device == path,
+                MappedBy::Image(image) => *image == one.image,
+            };
+            state.mapped.iter().filter(|(p, one)| matches(p, one)).map(|(_, one)| Arc::clone(one)).collect()
+        };
+        match &found[..] {
+            [] => Err(Error::not_found("it is not mapped")),
+            [one] => self.take_away(one, how),
+            [..] => Err(Error::busy("the image is mapped more than once: name the device")),
+        }
+    }
+
+    /// Whether nothing is mapped any more; then nothing will be.
+    pub(crate) fn close_if_unused(&self) -> bool {
+        let mut state = self.state();
+        state.is_closed = state.mapped.is_empty() && state.coming == 0;
+        state.is_closed
+    }
+
+    /// Takes all away, from those who use them too. Blocks.
+    ///
+    /// # Errors
+    /// The first there is; all are tried.
+    pub(crate) fn stop(&self) -> Result<()> {
+        let all: Vec<_> = {
+            let mut state = self.state();
+            state.is_closed = true;
+            state.mapped.values().cloned().collect()
+        };
+        let mut outcome = Ok(());
+        for one in all {
+            let mut ended = self.take_away(&one, Unmap::IfUnused);
+            if let Err(e) = &ended {
+                let device = one.mapped.device().display();
+                tracing::error!(%device, error = %e.chain(), "device is taken from those who use it");
+                ended = self.take_away(&one, Unmap::ByForce);
+            }
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+
+    fn take_away(&self, one: &Arc<MappedImage>, how: Unmap) -> Result<()> {
+        one.mapped.unmap(how)?;
+        self.state().mapped.remove(one.mapped.device());
+        let offered = one.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        offered.map_or(Ok(()), |offered| futures_executor::block_on(offered.close()))
+    }
+
+    /// Tells the kernel of images that changed their size, and forgets devices that somebody detached.
+    fn look(&self) {
+        let all: Vec<_> = self.state().mapped.values().cloned().collect();
+        for one in all {
+            if !one.mapped.is_live() {
+                if let Err(e) = self.take_away(&one, Unmap::IfUnused) {
+                    tracing::warn!(device = %one.mapped.device().display(), error = %e.chain(), "device ended badly");
+                }
+                continue;
+            }
+            let mut told = one.size.lock().unwrap_or_else(PoisonError::into_inner);
+            let size = one.mapped.export().size();
+            if *told == size {
+                continue;
+            }
+            *told = size;
+            if let Err(e) = one.mapped.resized() {
+                tracing::warn!(device = %one.mapped.device().display(), error = %e.chain(), "device has its old size");
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs what blocks on a thread of its own: one thread runs one command.
+pub(crate) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
