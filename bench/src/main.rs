@@ -7,6 +7,7 @@ mod engine;
 mod image;
 mod measure;
 mod nbd;
+mod served;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ const BENCHES: &[Bench] = &[
     ("clone-chain", image::clone_chain),
     ("import-export", image::import_export),
     ("nbd-overhead", nbd::overhead),
+    ("served", served::served),
+    ("served-memory", served::served_memory),
 ];
 
 fn main() -> ExitCode {

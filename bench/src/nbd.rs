@@ -37,10 +37,10 @@ pub(crate) fn serve(socket: &Path) -> Result<(), String> {
 }
 
 /// A server in a process of its own; killed when dropped.
-struct Peer {
-    name: &'static str,
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
     child: Child,
-    uri: String,
+    pub(crate) uri: String,
 }
 
 impl Drop for Peer {
@@ -52,7 +52,12 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    fn start(name: &'static str, export: &str, socket: &Path, command: &mut Command) -> Result<Self, String> {
+    pub(crate) fn start(
+        name: &'static str,
+        export: &str,
+        socket: &Path,
+        command: &mut Command,
+    ) -> Result<Self, String> {
         let child = command.stdout(Stdio::null()).spawn().map_err(|e| format!("{name}: {e}"))?;
         let peer = Self { name, child, uri: format!("nbd+unix:///{export}?socket={}", socket.display()) };
         let until = Instant::now() + Duration::from_secs(10);
@@ -75,8 +80,13 @@ impl Peer {
         Ok((ticks(11)? + ticks(12)?) / per_second as f64)
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Operations per second, and microseconds of the server's CPU for each.
-    fn drive(&self, arguments: &[&str]) -> Result<(f64, f64), String> {
+    pub(crate) fn drive(&self, arguments: &[&str]) -> Result<(f64, f64), String> {
         let before = self.cpu()?;
         let output = Command::new("fio")
             .args(["--name=bench", "--ioengine=nbd", "--output-format=json"])
