@@ -3,6 +3,7 @@
 mod args;
 mod clone;
 mod cluster;
+mod completion;
 mod device;
 mod exit;
 mod export;
@@ -46,6 +47,7 @@ use progress::Reporter;
 /// All verbs, by noun.
 const VERBS: &[&[Verb]] = &[
     clone::VERBS,
+    completion::VERBS,
     device::VERBS,
     export::VERBS,
     feature::VERBS,
@@ -79,6 +81,8 @@ const RBD_VERBS: &[&[Verb]] = &[
 pub(crate) enum Plan {
     /// Say which program this is.
     Version,
+    /// Show a text that needs no store.
+    Print(String),
     /// Be the node of the home.
     Serve(ServeOptions),
     /// Execute a command on files.
@@ -146,6 +150,7 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings })?;
     let (command, files) = match plan {
         Plan::Version => return Ok(print(&version(program))?),
+        Plan::Print(text) => return Ok(print(&text)?),
         Plan::Serve(options) => return be_the_node(&home, &options),
         Plan::Run { command, files } => (command, files),
     };

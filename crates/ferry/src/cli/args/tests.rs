@@ -22,7 +22,7 @@ fn meant(line: &str) -> Result<(Command, Files), Usage> {
             let settings = Settings::new(&Config::default(), parsed.overrides());
             match (verb.convert)(&mut parsed, &Context { settings: &settings })? {
                 Plan::Run { command, files } => Ok((*command, files)),
-                Plan::Version | Plan::Serve(_) => panic!("no command"),
+                Plan::Version | Plan::Print(_) | Plan::Serve(_) => panic!("no command"),
             }
         }
         other => panic!("{other:?}"),
