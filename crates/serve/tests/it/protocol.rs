@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ferry_serve::export::Attendance;
+use ferry_serve::nbd::{Listener, Security};
 use ferry_serve::testing::MemoryDevice;
 use ferry_serve::traffic::Sort;
 
@@ -355,4 +356,27 @@ fn a_switch_of_the_device_is_not_seen_by_a_client_under_way() {
     assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 2 });
     assert!(client.take::<4096>() == new.contents()[1 << 20..(1 << 20) + 4096]);
     world.runtime.block_on(swap).unwrap().unwrap();
+}
+
+#[test]
+fn a_listener_that_somebody_else_opened_serves_too_and_a_dead_one_is_replaced() {
+    let (world, _) = world();
+    let path = world.file("given");
+    let given = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    world.server.listen_on(Listener::Unix(given), Security::Plain).unwrap();
+    let mut client = Client(std::os::unix::net::UnixStream::connect(&path).unwrap());
+    assert_eq!(client.take::<18>()[..8], *b"NBDMAGIC");
+    // Somebody listens there.
+    assert_eq!(world.server.listen_unix(&world.socket(), Security::Plain).unwrap_err().errno().0, 16);
+    // Nobody does any more.
+    let dead = world.file("dead");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    world.server.listen_unix(&dead, Security::Plain).unwrap();
+    let mut client = Client(std::os::unix::net::UnixStream::connect(&dead).unwrap());
+    assert_eq!(client.take::<18>()[..8], *b"NBDMAGIC");
+    // What is no socket is left alone.
+    let file = world.file("file");
+    std::fs::write(&file, "x").unwrap();
+    assert!(world.server.listen_unix(&file, Security::Plain).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"x");
 }
