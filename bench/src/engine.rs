@@ -463,8 +463,7 @@ pub(crate) fn cleaner(directory: &Path, report: &mut Report) -> Done<()> {
         let (mut writes, mut flushes) = (Vec::new(), Vec::new());
         let (before, after) = maintained(&place.engine, || {
             // Into the steady state first: three times the live data.
-            overwrite(&place, &pick, blocks * 2, 256, (&mut writes, &mut flushes))?;
-            overwrite(&place, &pick, blocks, batch, (&mut writes, &mut flushes))?;
+            overwrite(&place, &pick, blocks * 3, batch, (&mut writes, &mut flushes))?;
             writes.clear();
             flushes.clear();
             let before = place.engine.statistics();

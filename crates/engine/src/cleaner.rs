@@ -46,6 +46,9 @@ const LOW_WATER_SEGMENTS: u64 = 3;
 /// kept 70 % live can have, so that such a one is cleaned only for need.
 const DEAD_PERCENT: u64 = 40;
 
+/// One part in so many of a segment: fewer index pages than that, and nothing else, are written elsewhere before any data is moved.
+const INDEX_LEFT_BEHIND: u64 = 8;
+
 /// Emptied segments that are worth a checkpoint by themselves.
 const EMPTY_SEGMENTS: u64 = 4;
 
@@ -387,7 +390,10 @@ impl Core {
         let score = |s: &Segment| {
             let live = u64::from((s.references + s.nodes).min(blocks));
             let dead = u64::from(blocks) - live;
-            let age = now.saturating_sub(s.last_sequence) + 1;
+            // Few index pages left behind are worth the least work and the whole segment, however young.
+            let left_behind = s.references == 0 && live * INDEX_LEFT_BEHIND < u64::from(blocks);
+            let written = if left_behind { 0 } else { s.last_sequence };
+            let age = now.saturating_sub(written) + 1;
             u128::from(dead) * u128::from(age) * 1000 / u128::from(u64::from(blocks) + live)
         };
         self.space
