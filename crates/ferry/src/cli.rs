@@ -15,6 +15,7 @@ mod help;
 mod image;
 mod job;
 mod meta;
+mod migration;
 mod namespace;
 mod output;
 mod pool;
@@ -54,6 +55,7 @@ const VERBS: &[&[Verb]] = &[
     image::VERBS,
     job::VERBS,
     meta::VERBS,
+    migration::VERBS,
     namespace::VERBS,
     pool::VERBS,
     serve::VERBS,
@@ -69,6 +71,7 @@ const RBD_VERBS: &[&[Verb]] = &[
     feature::VERBS,
     image::VERBS,
     meta::VERBS,
+    migration::VERBS,
     namespace::VERBS,
     pool::VERBS,
     snap::VERBS,
@@ -83,6 +86,8 @@ pub(crate) enum Plan {
     Version,
     /// Show a text that needs no store.
     Print(String),
+    /// Show a migration.
+    Demo,
     /// Be the node of the home.
     Serve(ServeOptions),
     /// Execute a command on files.
@@ -147,10 +152,11 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let overrides = parsed.overrides().clone();
     let cluster = cluster::of(program, &parsed)?;
     let show = Show::of(&parsed)?;
-    let plan = (verb.convert)(&mut parsed, &Context { settings: &settings })?;
+    let plan = (verb.convert)(&mut parsed, &Context { settings: &settings, program })?;
     let (command, files) = match plan {
         Plan::Version => return Ok(print(&version(program))?),
         Plan::Print(text) => return Ok(print(&text)?),
+        Plan::Demo => return crate::demo::run(&mut io::stdout().lock()).map_err(exit::End::from),
         Plan::Serve(options) => return be_the_node(&home, &options),
         Plan::Run { command, files } => (command, files),
     };

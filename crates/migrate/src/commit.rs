@@ -77,10 +77,17 @@ pub async fn commit(mut ends: Ends, options: CommitOptions, progress: Progress<'
     Ok(receipt)
 }
 
-/// The clones that hang on either end.
-async fn clones(ends: &Ends) -> Result<Vec<Child>> {
-    let mut all = children::of(&ends.target).await?;
-    all.extend(children::of(&ends.source).await?);
+/// The clones that hang on either end, as `pool/namespace/image`.
+///
+/// # Errors
+/// Those of the stores.
+pub async fn clones(ends: &Ends) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for end in [&ends.target, &ends.source] {
+        if end.header.is_some() {
+            all.extend(children::of(end).await?.iter().map(full_name));
+        }
+    }
     Ok(all)
 }
 
@@ -96,8 +103,7 @@ async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verificatio
     if !options.force {
         let clones = clones(ends).await?;
         if !clones.is_empty() {
-            let names: Vec<String> = clones.iter().map(full_name).collect();
-            return Err(Error::busy("the image has descendants").with("clones", names.join(",")));
+            return Err(Error::busy("the image has descendants").with("clones", clones.join(",")));
         }
     }
     if options.unverified {

@@ -23,7 +23,7 @@ mod removal;
 mod verify;
 
 pub use abort::{AbortOptions, Losses, abort, losses};
-pub use commit::{CommitOptions, Receipt, commit};
+pub use commit::{CommitOptions, Receipt, clones, commit};
 pub use ends::{End, Ends, Finding};
 pub use execute::{Control, Copied, Pace, execute};
 pub use prepare::{PrepareOptions, Prepared, Striping, prepare};

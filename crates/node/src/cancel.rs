@@ -1,11 +1,11 @@
-//! Asking a command to end.
+//! What others may ask of a command under way: to end, to pause, to go slower.
 //!
 //! A command that was asked ends at its next step on a store, as if it had been killed there: every step is safe to be the last
 //! one. What it holds (locks, watches) is given back afterwards.
 
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -20,6 +20,52 @@ struct Inner {
     is_asked: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
     hooks: Mutex<Vec<Hook>>,
+    limits: Limits,
+}
+
+/// How fast a command may copy. Only those that copy in the background look at it; they look before each object.
+#[derive(Debug, Default)]
+pub struct Limits {
+    is_paused: AtomicBool,
+    /// Zero for no limit.
+    bytes_per_second: AtomicU64,
+    /// Zero for the command's own number.
+    in_flight: AtomicUsize,
+}
+
+impl Limits {
+    /// Whether nothing more shall be begun.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Acquire)
+    }
+
+    /// Begins nothing more, or goes on.
+    pub fn pause(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::Release);
+    }
+
+    /// Bytes in a second, if they are limited.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        Some(self.bytes_per_second.load(Ordering::Acquire)).filter(|r| *r > 0)
+    }
+
+    /// Sets how many bytes in a second; zero lifts the limit.
+    pub fn set_rate(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Release);
+    }
+
+    /// Objects at once, if they were set.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<usize> {
+        Some(self.in_flight.load(Ordering::Acquire)).filter(|n| *n > 0)
+    }
+
+    /// Sets how many objects at once; zero for the command's own number.
+    pub fn set_in_flight(&self, objects: usize) {
+        self.in_flight.store(objects, Ordering::Release);
+    }
 }
 
 /// What is done when somebody asks.
@@ -56,6 +102,12 @@ impl Cancel {
         } else {
             hooks.push(Box::new(hook));
         }
+    }
+
+    /// How fast the command may copy.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
     }
 
     /// Whether somebody asked.

@@ -13,8 +13,11 @@ mod job;
 mod layout;
 mod lock;
 mod meta;
+mod migration;
 mod namespace;
 mod opened;
+mod pace;
+mod peers;
 mod pool;
 mod readers;
 mod snap;
@@ -330,6 +333,7 @@ impl Run<'_> {
             Command::Export(command) => Box::pin(self.export_command(command)).await,
             Command::Watch { image } => Box::pin(self.watch(&image)).await,
             Command::Nbd(options) => Box::pin(self.nbd(options)).await,
+            Command::Migration(command) => Box::pin(self.migration_command(command)).await,
         }
     }
 
@@ -413,6 +417,7 @@ impl Run<'_> {
     async fn whole_pool_for(&self, name: &str, serving: Serving) -> Done<Pool> {
         let store = self.store_of(name)?.store_for(serving);
         let pool = Pool::open(store, self.env.clone(), name, &Namespace::default()).await;
+        let pool = pool.map(|pool| pool.with_peers(self.peers()));
         pool.map_err(failed(format!("cannot open pool {name}"), format!("rbd: error opening pool '{name}'")))
     }
 

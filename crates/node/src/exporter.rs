@@ -282,6 +282,18 @@ impl Exporter {
         offered.close().await
     }
 
+    /// The device of an image that is offered to be written.
+    pub(crate) fn device_of(&self, image: &ImageSpec) -> Option<ImageDevice> {
+        let offered = self.offered();
+        let mut devices = offered.values().filter(|o| !o.is_read_only).filter_map(|o| {
+            let open = o.below.open();
+            let open =
+                open.as_ref().filter(|open| open.image.image == *image && open.image.snap.is_none())?;
+            Some(open.device.clone())
+        });
+        devices.next()
+    }
+
     /// All of them, by name.
     pub(crate) fn list(&self) -> Vec<ExportLine> {
         self.offered().values().map(|offered| self.line(offered)).collect()

@@ -199,15 +199,14 @@ impl Jobs {
         job.listen(attached, events, cancel)
     }
 
-    /// Asks a job to end.
-    pub(crate) fn cancel(&self, id: u64) -> Done<()> {
+    /// What can be asked of a job that runs.
+    pub(crate) fn control(&self, id: u64) -> Done<Cancel> {
         let job = self.job(id)?;
         if !job.is_running() {
             let words = job.record.words();
             return Err(Failure::plain(Errno::EINVAL, format!("job {id} ({words}) has ended already")));
         }
-        job.cancel.ask();
-        Ok(())
+        Ok(job.cancel.clone())
     }
 
     /// Asks all jobs to end, to be taken up by the next node, and lets none begin.

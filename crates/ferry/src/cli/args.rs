@@ -13,6 +13,7 @@ pub(crate) use kind::{Kind, feature_bits, object_order};
 pub(crate) use parse::{Asked, GLOBAL, Parsed, parse};
 
 use super::Plan;
+use super::output::Program;
 
 /// One option.
 #[derive(Debug)]
@@ -79,6 +80,8 @@ impl Word {
 pub(crate) struct Context<'a> {
     /// The settings in force before any pool is known.
     pub(crate) settings: &'a Settings,
+    /// The name the program was called by.
+    pub(crate) program: Program,
 }
 
 impl Context<'_> {

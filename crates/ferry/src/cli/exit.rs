@@ -41,6 +41,12 @@ impl From<Usage> for End {
     }
 }
 
+impl From<crate::demo::Failed> for End {
+    fn from(failed: crate::demo::Failed) -> Self {
+        Self::Failed(Failure::plain(Errno::EIO, format!("the demo failed: {failed}")))
+    }
+}
+
 impl From<Failure> for End {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)

@@ -83,7 +83,8 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Device(_)
         | Command::Export(_)
         | Command::Nbd(_)
-        | Command::Watch { .. } => ("rbd: open error", None),
+        | Command::Watch { .. }
+        | Command::Migration(_) => ("rbd: open error", None),
     }
 }
 

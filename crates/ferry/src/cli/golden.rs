@@ -112,7 +112,8 @@ fn answer(node: &Node, line: &str) -> String {
     let Asked::Verb(verb, mut parsed) = parse(&arguments, VERBS).unwrap() else { panic!("{line}") };
     let settings = Settings::default();
     let show = Show::of(&parsed).unwrap();
-    let plan = (verb.convert)(&mut parsed, &Context { settings: &settings }).unwrap();
+    let plan =
+        (verb.convert)(&mut parsed, &Context { settings: &settings, program: Program::Ferry }).unwrap();
     let Plan::Run { command, .. } = plan else { panic!("{line}") };
     let reporter = Reporter::new(Program::Ferry, false, &command);
     let request = Request { command: *command, overrides: parsed.overrides().clone(), cluster: None };

@@ -3,7 +3,7 @@
 use ferry_node::api::{Command, JobCommand};
 
 use super::Plan;
-use super::args::{Parsed, Usage, Verb, Word};
+use super::args::{Flag, Kind, Parsed, Usage, Verb, Word};
 use super::spec::{FORMAT, NO_PROGRESS};
 
 /// A job.
@@ -30,6 +30,22 @@ pub(crate) const VERBS: &[Verb] = &[
         convert: |p, _| Plan::run(Command::Job(JobCommand::Cancel { id: job(p)? })),
     },
     Verb {
+        name: "job limit",
+        alias: None,
+        about: "Set how fast a job may copy; it looks before each object.",
+        words: &[JOB_WORD],
+        flags: &[&[
+            Flag::new("rate", Kind::Size, "bytes in a second; 0 lifts the limit").value_name("size"),
+            Flag::new("in-flight", Kind::Number, "objects at once; 0 for the usual number"),
+        ]],
+        remark: "Limits are those of this run of the job: the next node begins with those of its command.\n",
+        convert: |p, _| {
+            let in_flight = p.number("in-flight").and_then(|n| usize::try_from(n).ok());
+            let (id, rate) = (job(p)?, p.size("rate", 1));
+            Plan::run(Command::Job(JobCommand::Limit { id, rate, in_flight }))
+        },
+    },
+    Verb {
         name: "job list",
         alias: Some("job ls"),
         about: "List the long operations of the node.",
@@ -37,6 +53,24 @@ pub(crate) const VERBS: &[Verb] = &[
         flags: &[FORMAT],
         remark: "",
         convert: |_, _| Plan::run(Command::Job(JobCommand::List)),
+    },
+    Verb {
+        name: "job pause",
+        alias: None,
+        about: "Let a job that copies begin nothing more.",
+        words: &[JOB_WORD],
+        flags: &[],
+        remark: "",
+        convert: |p, _| Plan::run(Command::Job(JobCommand::Pause { id: job(p)?, paused: true })),
+    },
+    Verb {
+        name: "job resume",
+        alias: None,
+        about: "Let a paused job go on.",
+        words: &[JOB_WORD],
+        flags: &[],
+        remark: "",
+        convert: |p, _| Plan::run(Command::Job(JobCommand::Pause { id: job(p)?, paused: false })),
     },
 ];
 

@@ -10,6 +10,7 @@ mod errors;
 mod guest;
 mod harness;
 mod images;
+mod migration;
 mod nbd;
 mod owner;
 mod quick_start;

@@ -50,3 +50,23 @@ fn a_death_after_any_change_inside_a_store_is_survived() {
 fn a_death_after_any_change_between_stores_is_survived() {
     run(Kind::DyingTwoStores, 0..cases(2500));
 }
+
+#[test]
+fn a_flipped_byte_in_the_copy_path_is_never_committed() {
+    let wanted = cases(1000);
+    let mut flips = 0;
+    for seed in 0.. {
+        flips += u64::from(futures_executor::block_on(Case::new(seed, Kind::TwoStores).flip()));
+        if flips >= wanted {
+            break;
+        }
+        assert!(seed < wanted * 20, "only {flips} flips");
+    }
+}
+
+#[test]
+fn an_error_of_the_source_is_an_error_and_never_zeros() {
+    for seed in 0..cases(200) {
+        futures_executor::block_on(Case::new(seed, Kind::TwoStores).unreadable_source());
+    }
+}

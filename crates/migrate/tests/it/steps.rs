@@ -264,6 +264,54 @@ impl Case {
     }
 }
 
+impl Case {
+    /// Executes with one byte flipped on its way, which must be found; whether one was.
+    pub(crate) async fn flip(mut self) -> bool {
+        self.set_up().await.unwrap();
+        self.to_the_end(Verb::Prepare).await.unwrap();
+        let (faults, stores) = self.process();
+        faults.flip.store(i64::try_from(self.below(6)).unwrap(), std::sync::atomic::Ordering::Relaxed);
+        let pool = self.pool_in(&stores, &self.target.clone()).await;
+        self.execute_in(&pool, self.target.name).await.unwrap();
+        let flipped = faults.flipped.load(std::sync::atomic::Ordering::Relaxed);
+        let ends = Ends::find(&pool, self.target.name).await.unwrap();
+        let committed = commit(ends, CommitOptions { force: true, unverified: false }, &mut silent).await;
+        let kind = committed.map(drop).map_err(|e| e.kind());
+        let wanted = if flipped { Err(ErrorKind::Corrupt) } else { Ok(()) };
+        assert_eq!(kind, wanted, "seed {}", self.seed);
+        flipped
+    }
+
+    /// Executes while the source cannot be read, then again.
+    pub(crate) async fn unreadable_source(mut self) {
+        self.set_up().await.unwrap();
+        let pool = self.pool(&self.source.clone()).await;
+        let prefix = Image::open(&pool, self.source.name, Opening::ReadOnly)
+            .await
+            .unwrap()
+            .header
+            .object_prefix
+            .clone();
+        self.to_the_end(Verb::Prepare).await.unwrap();
+        let (faults, stores) = self.process();
+        *faults.unreadable.lock().unwrap() = Some(prefix);
+        let pool = self.pool_in(&stores, &self.target.clone()).await;
+        let image = Image::open(&pool, self.target.name, Opening::ReadOnly).await.unwrap();
+        let head = image.revision().await.unwrap();
+        let read = head.read_bytes(0, head.size).await;
+        assert_eq!(read.map(drop).map_err(|e| e.kind()), Err(ErrorKind::Io), "seed {}", self.seed);
+        let executed = self.execute_in(&pool, self.target.name).await;
+        let ends = Ends::find(&pool, self.target.name).await.unwrap();
+        if executed.is_err() {
+            assert_eq!(ends.state(), ferry_image::encoding::MigrationState::Executing, "seed {}", self.seed);
+        }
+        *faults.unreadable.lock().unwrap() = None;
+        self.to_the_end(Verb::Execute).await.unwrap();
+        let (target, shadow) = (self.target.clone(), self.shadow.clone());
+        self.check("executed after an error", &target, &shadow).await.unwrap();
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verb {
     Prepare,

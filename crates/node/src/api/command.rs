@@ -1,6 +1,7 @@
 //! Every command with all its parameters.
 
 mod device;
+mod migration;
 mod serving;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{ImageSpec, PoolSpec, SnapSpec};
 
 pub use device::{DeviceCommand, MapOptions, MappedBy};
+pub use migration::{Manner, MigrationCommand};
 pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOptions, TlsFiles};
 
 /// A command and the settings given with it.
@@ -142,6 +144,8 @@ pub enum Command {
         /// The image.
         image: ImageSpec,
     },
+    /// Move an image while it is in use.
+    Migration(MigrationCommand),
 }
 
 impl Command {

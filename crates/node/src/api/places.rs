@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     CloneCommand, Command, ConfigLevel, DeviceCommand, ExportCommand, ImageCommand, ImageRef, LayoutOptions,
-    MetaCommand, NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
+    MetaCommand, MigrationCommand, NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
 };
 use crate::spec::{ImageSpec, SnapSpec};
 
@@ -80,6 +80,10 @@ impl Command {
             Self::ObjectMap { image, .. } | Self::Export(ExportCommand::Add { image, .. }) => snap(image),
             Self::Device(DeviceCommand::Map(options) | DeviceCommand::Hold(options)) => snap(&options.image),
             Self::Nbd(options) => snap(&options.image),
+            Self::Migration(MigrationCommand::Prepare { source, target, layout, .. }) => {
+                image(source).pool(&target.pool).layout(layout)
+            }
+            Self::Migration(command) => image(command.image()),
             Self::Check { pool: Some(pool) } => Places::default().pool(pool),
             Self::Check { pool: None } => Places { default_store: true, ..Places::default() },
         }

@@ -149,7 +149,7 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
     };
     let (source, target) = if record.source_spec.is_empty() {
         let there = MigrationEnd {
-            pool: match image.pool.sibling(record.pool, &record.namespace).await {
+            pool: match other_end(image, record).await {
                 Ok(pool) => pool.info.name,
                 Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
                 Err(e) => return Err(e),
@@ -166,6 +166,18 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
         (MigrationSource::Spec(record.source_spec.clone()), here)
     };
     Ok(Migration { source, target, state: record.state.to_string(), description: record.description.clone() })
+}
+
+/// The pool of the other end of a migration, in whichever store it is.
+async fn other_end(image: &Image, record: &MigrationRecord) -> Result<Pool> {
+    let own = &image.pool;
+    let store = match &image.header.intent {
+        Some(i) if i.peer.store != own.store.identity() => {
+            own.peers.store(i.peer.store, &i.peer.place).await?
+        }
+        Some(_) | None => std::sync::Arc::clone(&own.store),
+    };
+    Pool { store, ..own.clone() }.sibling(record.pool, &record.namespace).await
 }
 
 /// Snapshots of an image, oldest first.

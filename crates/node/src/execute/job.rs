@@ -16,7 +16,24 @@ impl Run<'_> {
                 Ok(Response::Jobs(self.host.jobs().map_or_else(Vec::new, |jobs| jobs.list())))
             }
             JobCommand::Attach { id } => self.jobs()?.attach(id, self.events, self.cancel),
-            JobCommand::Cancel { id } => self.jobs()?.cancel(id).map(|()| Response::Done),
+            JobCommand::Cancel { id } => {
+                self.jobs()?.control(id)?.ask();
+                Ok(Response::Done)
+            }
+            JobCommand::Pause { id, paused } => {
+                self.jobs()?.control(id)?.limits().pause(paused);
+                Ok(Response::Done)
+            }
+            JobCommand::Limit { id, rate, in_flight } => {
+                let control = self.jobs()?.control(id)?;
+                if let Some(rate) = rate {
+                    control.limits().set_rate(rate);
+                }
+                if let Some(objects) = in_flight {
+                    control.limits().set_in_flight(objects);
+                }
+                Ok(Response::Done)
+            }
         }
     }
 

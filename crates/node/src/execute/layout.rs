@@ -53,7 +53,7 @@ impl Run<'_> {
     }
 
     /// The pool for data, which lies in the same store.
-    async fn data_pool(&self, pool: &Pool, name: &str, rbd: &str) -> Done<Option<PoolInfo>> {
+    pub(super) async fn data_pool(&self, pool: &Pool, name: &str, rbd: &str) -> Done<Option<PoolInfo>> {
         if name.is_empty() {
             return Ok(None);
         }

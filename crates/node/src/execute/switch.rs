@@ -13,7 +13,6 @@ use crate::spec::{ImageSpec, SnapSpec};
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
-    #[expect(dead_code, reason = "migrations switch with it")]
     /// Does `change`, which moves the image `from` to `to`, while the clients of all exports of `from` in this process wait. They
     /// go on with `to` afterwards, or with `from` where the change failed. Without such exports it is just done.
     ///
@@ -72,7 +71,6 @@ impl Run<'_> {
 
 /// What came of a change under exports.
 #[derive(Debug)]
-#[expect(dead_code, reason = "migrations switch with it")]
 pub(super) struct Switched<T> {
     value: T,
     /// An export that could not go on.
@@ -80,7 +78,6 @@ pub(super) struct Switched<T> {
 }
 
 impl<T> Switched<T> {
-    #[expect(dead_code, reason = "migrations switch with it")]
     /// What the change gave, unless an export could not go on.
     pub(super) fn all(self) -> Done<T> {
         match self.lost {

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use ferry_core::{Errno, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{CloneCommand, Command, ImageCommand, ObjectMapCommand, Request, TrashCommand};
+use crate::api::{
+    CloneCommand, Command, ImageCommand, MigrationCommand, ObjectMapCommand, Request, TrashCommand,
+};
 use crate::config::Home;
 
 /// What has to be known to do a job again from its start, which goes on where it was.
@@ -124,6 +126,17 @@ impl Command {
             | Self::Device(_)
             | Self::Nbd(_)
             | Self::Watch { .. } => None,
+            Self::Migration(MigrationCommand::Execute { image, .. }) => {
+                Some(format!("migration execute {image}"))
+            }
+            Self::Migration(MigrationCommand::Verify { image }) => Some(format!("migration verify {image}")),
+            Self::Migration(MigrationCommand::Commit { image, .. }) => {
+                Some(format!("migration commit {image}"))
+            }
+            Self::Migration(MigrationCommand::Abort { image, .. }) => {
+                Some(format!("migration abort {image}"))
+            }
+            Self::Migration(MigrationCommand::Prepare { .. }) => None,
         }
     }
 
@@ -134,7 +147,13 @@ impl Command {
             Self::Image(ImageCommand::Remove { .. }) | Self::Trash(TrashCommand::Remove { .. }) => {
                 errno == Errno::ENOENT.0
             }
-            Self::Clone(CloneCommand::Flatten { .. }) => errno == Errno::EINVAL.0,
+            Self::Clone(CloneCommand::Flatten { .. })
+            | Self::Migration(MigrationCommand::Execute { .. } | MigrationCommand::Commit { .. }) => {
+                errno == Errno::EINVAL.0
+            }
+            Self::Migration(MigrationCommand::Abort { .. }) => {
+                errno == Errno::ENOENT.0 || errno == Errno::EINVAL.0
+            }
             _ => false,
         }
     }

@@ -20,9 +20,12 @@ fn meant(line: &str) -> Result<(Command, Files), Usage> {
     match asked(line)? {
         Asked::Verb(verb, mut parsed) => {
             let settings = Settings::new(&Config::default(), parsed.overrides());
-            match (verb.convert)(&mut parsed, &Context { settings: &settings })? {
+            match (verb.convert)(
+                &mut parsed,
+                &Context { settings: &settings, program: super::super::output::Program::Ferry },
+            )? {
                 Plan::Run { command, files } => Ok((*command, files)),
-                Plan::Version | Plan::Print(_) | Plan::Serve(_) => panic!("no command"),
+                Plan::Version | Plan::Print(_) | Plan::Serve(_) | Plan::Demo => panic!("no command"),
             }
         }
         other => panic!("{other:?}"),

@@ -82,4 +82,20 @@ pub enum JobCommand {
         /// Its number.
         id: u64,
     },
+    /// Let one begin nothing more, or go on.
+    Pause {
+        /// Its number.
+        id: u64,
+        /// Whether it is paused.
+        paused: bool,
+    },
+    /// Set how fast one may copy; what is not given stays.
+    Limit {
+        /// Its number.
+        id: u64,
+        /// Bytes in a second; zero lifts the limit.
+        rate: Option<u64>,
+        /// Objects at once; zero for the command's own number.
+        in_flight: Option<usize>,
+    },
 }

@@ -1,0 +1,129 @@
+//! Verbs on migrations.
+
+use ferry_node::api::{Command, Manner, MigrationCommand};
+use ferry_node::spec::{ImageSpec, SnapPresence, Wanted};
+
+use super::Plan;
+use super::args::{Context, Flag, Kind, Parsed, Usage, Verb};
+use super::image::{FEATURES_REMARK, LAYOUT, layout};
+use super::output::Program;
+use super::spec::{
+    self, IMAGE, IMAGE_WORD, NO_PROGRESS, SOURCE_IMAGE, SOURCE_IMAGE_OR_SNAP_WORD, SOURCE_SNAP, TARGET_IMAGE,
+    TARGET_IMAGE_WORD,
+};
+
+/// The verbs.
+pub(crate) const VERBS: &[Verb] = &[
+    Verb {
+        name: "migration abort",
+        alias: None,
+        about: "Cancel interrupted image migration.",
+        words: &[IMAGE_WORD],
+        flags: &[
+            IMAGE,
+            NO_PROGRESS,
+            &[Flag::new("accept-loss", Kind::Switch, "go on although something of the target is lost")],
+        ],
+        remark: "What was written to the target goes back to the source before the target is removed.\n",
+        convert: |p, cx| {
+            // `rbd` loses what it cannot carry back.
+            let accept_loss = p.is_set("accept-loss") || cx.program == Program::Rbd;
+            run(MigrationCommand::Abort { image: spec::image(p, cx)?, accept_loss })
+        },
+    },
+    Verb {
+        name: "migration commit",
+        alias: None,
+        about: "Commit image migration.",
+        words: &[IMAGE_WORD],
+        flags: &[
+            IMAGE,
+            NO_PROGRESS,
+            &[
+                Flag::new("force", Kind::Switch, "proceed even if the image has children"),
+                Flag::new("unverified", Kind::Switch, "do not compare source and target first"),
+            ],
+        ],
+        remark: "Source and target are compared first, and nothing is removed where they differ.\n",
+        convert: |p, cx| {
+            let unverified = p.is_set("unverified") || cx.program == Program::Rbd;
+            let force = p.is_set("force");
+            run(MigrationCommand::Commit { image: spec::image(p, cx)?, force, unverified })
+        },
+    },
+    Verb {
+        name: "migration execute",
+        alias: None,
+        about: "Execute image migration.",
+        words: &[IMAGE_WORD],
+        flags: &[
+            IMAGE,
+            NO_PROGRESS,
+            &[Flag::new("limit", Kind::Size, "bytes copied in a second").value_name("size")],
+        ],
+        remark: "`ferry job limit` changes the limit while a node does it.\n",
+        convert: |p, cx| {
+            let rate = p.size("limit", 1);
+            run(MigrationCommand::Execute { image: spec::image(p, cx)?, rate })
+        },
+    },
+    Verb {
+        name: "migration prepare",
+        alias: None,
+        about: "Prepare image migration.",
+        words: &[SOURCE_IMAGE_OR_SNAP_WORD, TARGET_IMAGE_WORD],
+        flags: &[
+            &[
+                Flag::new("import-only", Kind::Switch, "only import data from source"),
+                Flag::new("source-spec-path", Kind::Text, "source-spec file (or '-' for stdin)"),
+                Flag::new("source-spec", Kind::Text, "source-spec"),
+            ],
+            SOURCE_IMAGE,
+            SOURCE_SNAP,
+            TARGET_IMAGE,
+            LAYOUT,
+            &[Flag::new("flatten", Kind::Switch, "fill clone with parent data (make it independent)")],
+        ],
+        remark: FEATURES_REMARK,
+        convert: prepare,
+    },
+    Verb {
+        name: "migration verify",
+        alias: None,
+        about: "Compare source and target of an executed image migration.",
+        words: &[IMAGE_WORD],
+        flags: &[IMAGE, NO_PROGRESS],
+        remark: "",
+        convert: |p, cx| run(MigrationCommand::Verify { image: spec::image(p, cx)? }),
+    },
+];
+
+fn run(command: MigrationCommand) -> Result<Plan, Usage> {
+    Plan::run(Command::Migration(command))
+}
+
+fn prepare(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
+    if p.is_set("import-only") || p.is_set("source-spec") || p.is_set("source-spec-path") {
+        return Err(Usage::invalid("--import-only is not supported yet"));
+    }
+    let from = spec::image_or_snap(p, cx)?;
+    if from.snap.is_some() {
+        return Err(Usage::invalid("snapshot name specified for a command that doesn't use it"));
+    }
+    let source = from.image;
+    let names_pool = p.is_set("dest-pool") || p.is_set("dest-namespace");
+    let target =
+        spec::resolve(p, cx, Wanted { snap: SnapPresence::None, ..Wanted::target() }.or_nothing())?.image;
+    let target = match (target.image.is_empty(), cx.program) {
+        (false, _) => target,
+        // `rbd` takes its default pool, which is hardly ever meant.
+        (true, Program::Ferry) if !names_pool => source.clone(),
+        (true, _) => ImageSpec { image: source.image.clone(), ..target },
+    };
+    let manner = match cx.program {
+        Program::Ferry => Manner::Ferry,
+        Program::Rbd => Manner::Rbd,
+    };
+    let flatten = p.is_set("flatten");
+    run(MigrationCommand::Prepare { source, target, layout: layout(p)?, flatten, manner })
+}

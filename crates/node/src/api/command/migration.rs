@@ -1,0 +1,75 @@
+//! What is asked of a migration.
+
+use serde::{Deserialize, Serialize};
+
+use super::LayoutOptions;
+use crate::spec::ImageSpec;
+
+/// Whose habits count where `rbd`'s are worse than they need to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Manner {
+    /// Ferry's own.
+    Ferry,
+    /// Those scripts expect of `rbd`.
+    Rbd,
+}
+
+/// Move an image while it is in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationCommand {
+    /// Make the target, which reads through to the source.
+    Prepare {
+        /// What is moved.
+        source: ImageSpec,
+        /// Where it goes.
+        target: ImageSpec,
+        /// How the target is laid out.
+        layout: LayoutOptions,
+        /// Whether the target of a clone takes its parent's data too.
+        flatten: bool,
+        /// `rbd`'s stripes, or such as fit.
+        manner: Manner,
+    },
+    /// Copy everything to the target.
+    Execute {
+        /// The target, or the source by its old name.
+        image: ImageSpec,
+        /// Bytes in a second; as fast as it goes where none are given.
+        rate: Option<u64>,
+    },
+    /// Compare both ends.
+    Verify {
+        /// The target, or the source by its old name.
+        image: ImageSpec,
+    },
+    /// Keep the target and remove the source.
+    Commit {
+        /// The target, or the source by its old name.
+        image: ImageSpec,
+        /// Although clones hang on it.
+        force: bool,
+        /// Without comparing first.
+        unverified: bool,
+    },
+    /// Give the source back and remove the target.
+    Abort {
+        /// The target, or the source by its old name.
+        image: ImageSpec,
+        /// Although something of the target is lost.
+        accept_loss: bool,
+    },
+}
+
+impl MigrationCommand {
+    /// The image it names first.
+    #[must_use]
+    pub fn image(&self) -> &ImageSpec {
+        match self {
+            Self::Prepare { source: image, .. }
+            | Self::Execute { image, .. }
+            | Self::Verify { image }
+            | Self::Commit { image, .. }
+            | Self::Abort { image, .. } => image,
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Migrations: prepare, execute, verify, commit, abort.
+
+mod receipt;
+
+use ferry_core::{Errno, Error, ErrorKind};
+use ferry_image::create::CreateOptions;
+use ferry_image::device::ImageDevice;
+use ferry_image::encoding::MigrationState;
+use ferry_image::features::Features;
+use ferry_migrate::{
+    AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification,
+};
+
+use super::opened::Opened;
+use super::pace::Throttle;
+use super::{Run, failed};
+use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response};
+use crate::spec::ImageSpec;
+
+impl Run<'_> {
+    /// Executes one of them.
+    pub(super) async fn migration_command(&self, command: MigrationCommand) -> Done<Response> {
+        match command {
+            MigrationCommand::Prepare { source, target, layout, flatten, manner } => {
+                self.migration_prepare(&source, &target, &layout, flatten, manner).await?;
+            }
+            MigrationCommand::Execute { image, rate } => {
+                if let Some(rate) = rate {
+                    self.cancel.limits().set_rate(rate);
+                }
+                self.migration_execute(&image).await?;
+            }
+            MigrationCommand::Verify { image } => return self.migration_verify(&image).await,
+            MigrationCommand::Commit { image, force, unverified } => {
+                self.migration_commit(&image, CommitOptions { force, unverified }).await?;
+            }
+            MigrationCommand::Abort { image, accept_loss } => {
+                self.migration_abort(&image, AbortOptions { accept_loss }).await?;
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    async fn migration_prepare(
+        &self,
+        source: &ImageSpec,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        flatten: bool,
+        manner: Manner,
+    ) -> Done<()> {
+        let rbd = "rbd: preparing migration failed";
+        let what = format!("cannot prepare the migration of {source} to {target}");
+        let from = self.pool(&source.pool_spec()).await?;
+        let to = self.pool(&target.pool_spec()).await?;
+        let data_pool = match &layout.data_pool {
+            Some(name) => self.data_pool(&to, name, rbd).await?,
+            None => None,
+        };
+        let options = PrepareOptions {
+            layout: CreateOptions {
+                order: layout.order,
+                features: layout.features.map(Features),
+                stripe_unit: layout.stripe_unit,
+                stripe_count: layout.stripe_count,
+                data_pool,
+                ..CreateOptions::default()
+            },
+            striping: match manner {
+                Manner::Ferry => Striping::Fitting,
+                Manner::Rbd => Striping::Inherited,
+            },
+            shared: layout.shared,
+            flatten,
+        };
+        let prepare =
+            async || ferry_migrate::prepare(&from, &source.image, &to, &target.image, &options).await;
+        match self.switching(source, target, prepare).await {
+            Ok(switched) => match switched.all()? {
+                Prepared::Done(_) => Ok(()),
+                Prepared::Already(_) if manner == Manner::Ferry => {
+                    self.events.advise(&format!(
+                        "{source} is prepared already; `ferry status {target}` shows how far it is"
+                    ));
+                    Ok(())
+                }
+                Prepared::Already(_) => {
+                    Err(failed(what, rbd)(Error::not_found("image is being migrated already")))
+                }
+            },
+            Err(e) => Err(prepare_failed(&e, what, source, target)),
+        }
+    }
+
+    /// Both ends of a migration.
+    async fn ends(&self, image: &ImageSpec, what: &str, rbd: &str) -> Done<Ends> {
+        let pool = self.pool(&image.pool_spec()).await?;
+        Ends::find(&pool, &image.image).await.map_err(|e| {
+            let failure = Failure::of(&e, what, rbd);
+            match e.kind() {
+                ErrorKind::NotFound => failure
+                    .after("librbd: failed to determine image id: (2) No such file or directory")
+                    .advise(format!(
+                        "`ferry ls {0}` lists the images, `ferry trash ls --all {0}` sources of migrations",
+                        image.pool
+                    )),
+                ErrorKind::Invalid => failure
+                    .after("librbd: failed retrieving migration header: (22) Invalid argument")
+                    .advise(format!("`ferry migration prepare {image} TARGET` begins a migration")),
+                _ => failure,
+            }
+        })
+    }
+
+    async fn migration_execute(&self, image: &ImageSpec) -> Done<()> {
+        let rbd = "rbd: migration failed";
+        let what = format!("cannot execute the migration of {image}");
+        let mut ends = self.ends(image, &what, rbd).await?;
+        let cannot = |e: Error| state_failed(&e, &what, rbd, "prepared");
+        if !matches!(ends.state(), MigrationState::Prepared | MigrationState::Executing) {
+            return Err(wrong_state(ends.state(), &what, rbd, "prepared"));
+        }
+        let threads = self.host.runtime().map_err(cannot)?;
+        let pace = Throttle::new(self.env, threads, self.cancel);
+        // Where this process offers the target, both use one device: two would take the lock from each other.
+        let (device, opened) = match self.offered(&spec_of(&ends.target)) {
+            Some(device) => (device, None),
+            None => {
+                let opened = Opened::new(ends.open_target().await.map_err(cannot)?, &self.leftovers);
+                (ImageDevice::open(opened.clone()).await.map_err(cannot)?, Some(opened))
+            }
+        };
+        let attending = opened.is_some().then(|| {
+            let device = device.clone();
+            // Ends when it is aborted, or with the watch, which the copy notices.
+            threads.spawn(async move { drop(device.attend().await) })
+        });
+        let step = Progress::start(self.events, "Image migration");
+        let executed = ferry_migrate::execute(&mut ends, &device, &pace, &mut |d, t| step.at(d, t)).await;
+        if let Some(attending) = attending {
+            attending.abort();
+            attending.await.ok();
+        }
+        executed.map_err(|e| {
+            cannot(e)
+                .advise("the target stays usable and reads through to the source; nothing is lost")
+                .advise(format!(
+                    "`ferry migration execute {image}` goes on, `ferry migration abort {image}` goes back"
+                ))
+        })?;
+        step.done();
+        drop(device);
+        match opened {
+            Some(opened) => self.close(opened).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The device of an image that this process offers to be written.
+    fn offered(&self, image: &ImageSpec) -> Option<ImageDevice> {
+        self.host.exporters().iter().find_map(|exporter| exporter.device_of(image))
+    }
+
+    async fn migration_verify(&self, image: &ImageSpec) -> Done<Response> {
+        let rbd = "rbd: verifying migration failed";
+        let what = format!("cannot verify the migration of {image}");
+        let ends = self.ends(image, &what, rbd).await?;
+        if ends.state() != MigrationState::Executed {
+            return Err(wrong_state(ends.state(), &what, rbd, "executed"));
+        }
+        let step = Progress::start(self.events, "Verify image migration");
+        let verification = ferry_migrate::verify(&ends, &mut |d, t| step.at(d, t)).await;
+        let verification = verification.map_err(failed(&what, rbd))?;
+        step.done();
+        if !verification.is_equal() {
+            self.events.note(&table(&verification));
+            return Err(Failure::plain(Errno::EUCLEAN, format!("source and target of {image} differ"))
+                .advise("nothing was changed, and the source has all its data")
+                .advise(format!("`ferry migration abort {image}` goes back to the source")));
+        }
+        Ok(Response::Value(table(&verification)))
+    }
+
+    async fn migration_commit(&self, image: &ImageSpec, options: CommitOptions) -> Done<()> {
+        let rbd = "rbd: committing migration failed";
+        let what = format!("cannot commit the migration of {image}");
+        let ends = self.ends(image, &what, rbd).await?;
+        let clones = if options.force {
+            ferry_migrate::clones(&ends).await.map_err(failed(&what, rbd))?
+        } else {
+            Vec::new()
+        };
+        if !clones.is_empty() {
+            for line in descendants(&clones)
+                .into_iter()
+                .chain(["Proceeding anyway due to force flag set.".to_owned()])
+            {
+                self.events.note(&line);
+            }
+        }
+        let step = Progress::start(self.events, "Commit image migration");
+        let committed = ferry_migrate::commit(ends, options, &mut |d, t| step.at(d, t)).await;
+        let receipt = committed.map_err(|e| commit_failed(&e, &what, rbd, image))?;
+        step.done();
+        let path = receipt::keep(self.home, &receipt).map_err(failed(
+            "the migration is committed, but its receipt cannot be kept",
+            "rbd: receipt error",
+        ))?;
+        self.events.advise(&format!("receipt: {}", path.display()));
+        Ok(())
+    }
+
+    async fn migration_abort(&self, image: &ImageSpec, options: AbortOptions) -> Done<()> {
+        let rbd = "rbd: aborting migration failed";
+        let what = format!("cannot abort the migration of {image}");
+        let ends = self.ends(image, &what, rbd).await?;
+        let source = ends.source.name.clone();
+        let step = Progress::start(self.events, "Abort image migration");
+        let (from, to) = (spec_of(&ends.target), spec_of(&ends.source));
+        let abort = async || ferry_migrate::abort(ends, options, &mut |d, t| step.at(d, t)).await;
+        let aborted = self.switching(&from, &to, abort).await;
+        aborted.map_err(|e| abort_failed(&e, &what, rbd, image, &source))?.all()?;
+        step.done();
+        Ok(())
+    }
+}
+
+/// What one end of a migration is called.
+fn spec_of(end: &End) -> ImageSpec {
+    ImageSpec {
+        pool: end.pool.info.name.clone(),
+        namespace: end.pool.namespace.as_str().to_owned(),
+        image: end.name.clone(),
+    }
+}
+
+/// Not in the state that the command needs.
+fn wrong_state(state: MigrationState, what: &str, rbd: &str, needed: &str) -> Failure {
+    if state == MigrationState::Aborting {
+        let error = Error::new(ErrorKind::ReadOnly, "migration is being aborted");
+        return Failure::of(&error, what, rbd).after("librbd: migration is being aborted");
+    }
+    let error = Error::invalid(format!("current migration state is '{state}' (should be '{needed}')"));
+    Failure::of(&error, what, rbd).after(format!("librbd: {}", error.clause()))
+}
+
+fn state_failed(error: &Error, what: &str, rbd: &str, needed: &str) -> Failure {
+    match error.fact("state") {
+        Some(state) => {
+            let line = format!("librbd: current migration state is '{state}' (should be '{needed}')");
+            Failure::of(error, what, rbd).after(line)
+        }
+        None => Failure::of(error, what, rbd),
+    }
+}
+
+fn prepare_failed(error: &Error, what: String, source: &ImageSpec, target: &ImageSpec) -> Failure {
+    let failure = Failure::of(error, what, "rbd: preparing migration failed")
+        .after(format!("librbd: {}", error.clause()));
+    let untouched = failure.advise(format!("{source} is as it was"));
+    match error.kind() {
+        ErrorKind::Busy if error.fact("cookie").is_some() => untouched
+            .advise(format!("`ferry lock ls {source}` shows the lock, `ferry lock rm` takes it away")),
+        ErrorKind::Busy => untouched.advise(format!("`ferry status {source}` tells who uses it")),
+        ErrorKind::Exists => untouched.advise(format!("{target} is another image: name another target")),
+        _ => untouched,
+    }
+}
+
+/// What `rbd` says of clones.
+fn descendants(clones: &[String]) -> Vec<String> {
+    let first = if clones.len() == 1 {
+        "rbd: the image has a descendant: "
+    } else {
+        "rbd: the image has descendants: "
+    };
+    let mut lines = vec![first.to_owned()];
+    lines.extend(clones.iter().map(|c| format!("  {c}")));
+    lines.push("Warning: in-use, read-only descendant images will not detect the parent update.".to_owned());
+    lines
+}
+
+fn commit_failed(error: &Error, what: &str, rbd: &str, image: &ImageSpec) -> Failure {
+    if let Some(clones) = error.fact("clones") {
+        let clones: Vec<String> = clones.split(',').map(str::to_owned).collect();
+        let mut lines = descendants(&clones);
+        lines.push(
+            "Ensure no descendant images are opened read-only and run again with force flag.".to_owned(),
+        );
+        return Failure::of(error, what, rbd).lines(lines).advise("nothing was changed").advise(format!(
+            "`ferry migration commit --force {image}` goes on; clones open only to be read do not notice"
+        ));
+    }
+    let failure = state_failed(error, what, rbd, "executed");
+    if error.fact("first_difference").is_some() {
+        return failure.advise("nothing was removed: the source has all its data").advise(format!(
+            "`ferry migration verify {image}` shows where, `ferry migration abort {image}` goes back"
+        ));
+    }
+    failure
+}
+
+fn abort_failed(error: &Error, what: &str, rbd: &str, image: &ImageSpec, source: &str) -> Failure {
+    let failure = Failure::of(error, what, rbd).after(format!("librbd: {}", error.clause()));
+    match (error.fact("losses"), error.kind()) {
+        (Some(losses), _) => {
+            let failure = failure.advise("nothing was changed");
+            let failure =
+                losses.split("; ").fold(failure, |f, loss| f.advise(format!("would be lost: {loss}")));
+            failure.advise(format!("`ferry migration abort --accept-loss {image}` goes on without"))
+        }
+        (None, ErrorKind::Exists) => failure
+            .advise("nothing was changed: both ends are there")
+            .advise(format!("rename or remove the image that is called {source} now, and repeat")),
+        (None, ErrorKind::Busy) => {
+            failure.advise("nothing was changed").advise(format!("`ferry status {image}` tells who uses it"))
+        }
+        (None, _) => failure,
+    }
+}
+
+/// A comparison, a line for each point.
+fn table(verification: &Verification) -> String {
+    let lines: Vec<String> = verification
+        .points
+        .iter()
+        .map(|point| {
+            let name = point.snap.as_deref().unwrap_or("(prepare)");
+            let verdict = match point.first_difference {
+                None => "equal".to_owned(),
+                Some(at) => format!("differs from byte {at}"),
+            };
+            format!(
+                "{name}  {} bytes, {} of data  crc32c {:08x}  {verdict}",
+                point.size, point.data_bytes, point.source_digest
+            )
+        })
+        .collect();
+    lines.join("\n")
+}

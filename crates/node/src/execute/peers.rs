@@ -1,0 +1,66 @@
+//! Stores that images of a migration reach into besides their own: found among those of the home.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ferry_core::{Error, ErrorKind, Reply, Result, Store};
+use ferry_image::peers::Peers;
+
+use super::{Run, Silent};
+use crate::backend::{Got, IfMissing};
+use crate::host::Host;
+
+/// The stores a home names.
+#[derive(Debug)]
+pub(super) struct HomePeers {
+    host: Arc<Host>,
+    dirs: Vec<PathBuf>,
+}
+
+impl Run<'_> {
+    /// The stores this home names.
+    pub(super) fn peers(&self) -> Arc<HomePeers> {
+        let mut dirs: Vec<PathBuf> =
+            self.config.pools.keys().filter_map(|pool| self.home.store_of(&self.config, pool)).collect();
+        dirs.push(self.home.default_store());
+        dirs.sort();
+        dirs.dedup();
+        Arc::new(HomePeers { host: Arc::clone(self.host), dirs })
+    }
+}
+
+impl HomePeers {
+    fn find(&self, identity: [u8; 16], place: &str) -> Result<Arc<dyn Store>> {
+        let mut failure = None;
+        let mut dirs: Vec<PathBuf> = self.dirs.clone();
+        // Where it was last is looked at first.
+        dirs.sort_by_key(|dir| !place.contains(&*dir.to_string_lossy()));
+        for dir in dirs {
+            match self.open(&dir) {
+                Ok(store) if store.identity() == identity => return Ok(store),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => failure = failure.or(Some(e)),
+            }
+        }
+        let lost = || Error::not_found("the store of the other end of a migration is not one of this home");
+        Err(failure.unwrap_or_else(lost).with("other_end", place))
+    }
+
+    fn open(&self, dir: &std::path::Path) -> Result<Arc<dyn Store>> {
+        match self.host.stores.get(dir, IfMissing::Fail, &Silent)? {
+            Got::Open(store) => Ok(store.store()),
+            Got::Opened(store) => {
+                self.host.opened()?;
+                Ok(store.store())
+            }
+            Got::Theirs(served) => Err(served.busy()),
+        }
+    }
+}
+
+impl Peers for HomePeers {
+    fn store(&self, identity: [u8; 16], place: &str) -> Reply<Arc<dyn Store>> {
+        Reply::ready(self.find(identity, place))
+    }
+}
