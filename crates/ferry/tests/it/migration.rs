@@ -184,7 +184,7 @@ fn e06_an_abort_keeps_what_was_written_and_refuses_what_it_would_lose() {
     assert_eq!(code, 16, "{err}");
     assert!(err.contains("would be lost: snapshot since was taken since"), "{err}");
     assert!(err.contains("would be lost: its size was changed"), "{err}");
-    home.ok("resize fast/b --size 24M");
+    home.ok("resize fast/b --size 24M --allow-shrink");
     home.ok("snap rm fast/b@since");
     // A write of zeros and one of data, by way of a diff.
     home.ok("create x --size 24M");
