@@ -30,12 +30,20 @@ impl ImageDevice {
         loop {
             // While the gate is closed, whoever closed it waits for answers and for the lock by the same watch.
             gate.until_open().await;
-            let event = match select(pin!(session.next_event()), pin!(gate.until_closed())).await {
-                Either::Left((event, _)) => event,
-                Either::Right(((), _)) => continue,
+            let event = match select(pin!(gate.until_closed()), pin!(session.next_event())).await {
+                Either::Left(((), _)) => continue,
+                Either::Right((event, _)) => event,
             };
             match event {
-                WatchEvent::Notify(notification) => self.answer(notification).await,
+                WatchEvent::Notify(notification) => {
+                    // Whoever closed the gate meanwhile may wait for this very answer. Nobody is inside any more, and the header is
+                    // read again before the gate opens: it is answered as they would.
+                    if gate.settled().await {
+                        self.answer(notification).await;
+                    } else {
+                        session.answer(notification);
+                    }
+                }
                 WatchEvent::Lost => {
                     self.inner.is_lost.store(true, Ordering::Release);
                     return Err(Error::new(ErrorKind::Fenced, "the watch on the image was lost"));

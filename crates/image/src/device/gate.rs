@@ -90,6 +90,25 @@ impl Gate {
         self.until(|state| state.is_closed).await;
     }
 
+    /// Waits until the gate is open, or closed with nobody inside; whether it is open.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn settled(&self) -> bool {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            if !state.is_closed {
+                return Poll::Ready(true);
+            }
+            if state.inside == 0 {
+                return Poll::Ready(false);
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Waits until the state is as wanted.
     async fn until(&self, is_wanted: impl Fn(&State) -> bool) {
         poll_fn(|cx| {
@@ -121,7 +140,16 @@ impl Gate {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.0.change(|state| state.inside -= 1);
+        let waiting = {
+            let mut state = self.0.state();
+            state.inside -= 1;
+            // Nobody waits for one of many to leave an open gate.
+            if !state.is_closed || state.inside > 0 {
+                return;
+            }
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 

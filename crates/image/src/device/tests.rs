@@ -5,7 +5,7 @@ use bytes::Bytes;
 use ferry_core::testing::{MemStore, test_env};
 use ferry_core::{BlockDevice, ErrorKind, Namespace, Result, SnapId, Store};
 use futures_executor::block_on;
-use futures_util::future::{Either, join, select};
+use futures_util::future::{Either, abortable, join, select};
 
 use super::ImageDevice;
 use crate::create::{CreateOptions, create};
@@ -149,5 +149,31 @@ fn a_read_only_device_refuses_to_write_and_everything_outside_is_invalid() {
         assert_eq!(device.read(SIZE, 1).await.unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(device.read(u64::MAX, 2).await.unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(device.read(SIZE, 0).await.unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn one_that_changes_the_image_and_one_that_attends_do_not_wait_for_each_other() {
+    const CHANGES: usize = 3_000;
+    let device = block_on(async {
+        let (here, _) = pools().await;
+        device(&here).await
+    });
+    let (attending, stop) = abortable(device.attend());
+    let (done, hears) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| block_on(attending));
+        let changed = device.clone();
+        scope.spawn(move || {
+            for _ in 0..CHANGES {
+                block_on(changed.exclusively(async |image: &mut Image| image.notify_header().await)).unwrap();
+            }
+            done.send(()).unwrap();
+        });
+        if hears.recv_timeout(std::time::Duration::from_secs(60)).is_err() {
+            eprintln!("they wait for each other");
+            std::process::abort();
+        }
+        stop.abort();
     });
 }
