@@ -47,7 +47,9 @@ fn tests() -> io::Result<Vec<Done>> {
     // The same commands once more, executed by a node: they must come out the same.
     let mut served = prepared(&["test", "--package", "ferry", "--test", "it", "--", "--show-output"]);
     served.env("FERRY_TEST_SERVED", "1");
-    for of_their_own in ["ceph::", "durability::", "guest::", "nbd::", "owner::", "served::", "tidy::"] {
+    for of_their_own in
+        ["ceph::", "demo::", "device::", "durability::", "guest::", "nbd::", "owner::", "served::", "tidy::"]
+    {
         served.args(["--skip", of_their_own]);
     }
     done.push(step::run("tests with a node", &mut served, Shown::Verdicts)?);

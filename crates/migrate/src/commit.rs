@@ -113,6 +113,7 @@ async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verificatio
     if let Some(point) = verification.points.iter().find(|p| p.first_difference.is_some()) {
         let snap = point.snap.as_deref().unwrap_or("HEAD");
         return Err(Error::corrupt("source and target differ: nothing was committed")
+            .errno_is(ferry_core::Errno::EUCLEAN)
             .with("snapshot", snap)
             .with("first_difference", point.first_difference.unwrap_or_default()));
     }

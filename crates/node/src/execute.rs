@@ -273,7 +273,7 @@ impl<'a> Run<'a> {
 #[derive(Clone, Debug)]
 struct InUse {
     owned: Arc<dyn OwnedStore>,
-    store: Arc<dyn Store>,
+    store: Arc<Stoppable>,
 }
 
 /// For how long a store answers.
@@ -288,7 +288,7 @@ enum Serving {
 impl InUse {
     /// The store, until the command is asked to end.
     fn store(&self) -> Arc<dyn Store> {
-        Arc::clone(&self.store)
+        Arc::<Stoppable>::clone(&self.store)
     }
 
     /// The store, for as long as `serving` says.

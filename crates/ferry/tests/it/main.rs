@@ -4,6 +4,7 @@
 
 mod ceph;
 mod clones;
+mod demo;
 mod device;
 mod durability;
 mod errors;

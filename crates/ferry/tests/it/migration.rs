@@ -345,3 +345,28 @@ fn what_is_migrating_is_not_removed() {
     assert_whole(&home, "a");
     home.check();
 }
+
+#[test]
+fn a_wrong_byte_in_the_copy_is_found_by_verify_and_commit() {
+    // Without a node: the fault is that of the process which copies.
+    let home = Home::empty();
+    home.ok("pool create rbd");
+    home.ok("pool create far --path elsewhere");
+    fs::write(home.path("disk"), noise(4, 3_000_000)).unwrap();
+    home.ok("import disk a");
+    home.ok("migration prepare a far/a");
+    let mut execute = home.command(Name::Ferry);
+    let execute = execute.args(["migration", "execute", "far/a"]).env("FERRY_FAULT", "flip-copied-byte");
+    assert!(execute.output().unwrap().status.success());
+    for step in ["migration verify far/a", "migration commit far/a"] {
+        let (code, err) = home.fails(step);
+        assert_eq!(code, 117, "{step}: {err}");
+    }
+    // Nothing is lost: back to the source, and once more without the fault.
+    home.ok("migration abort far/a");
+    home.ok("export a out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+    home.ok("migration prepare a far/a");
+    home.ok("migration execute far/a");
+    home.ok("migration commit far/a");
+}

@@ -2,6 +2,8 @@
 
 mod receipt;
 
+use std::sync::PoisonError;
+
 use ferry_core::{Errno, Error, ErrorKind};
 use ferry_image::create::CreateOptions;
 use ferry_image::device::ImageDevice;
@@ -16,6 +18,12 @@ use super::pace::Throttle;
 use super::{Run, failed};
 use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response};
 use crate::spec::ImageSpec;
+
+/// Name of the variable that asks for a fault, so that what checks copies can be checked.
+const FAULT: &str = "FERRY_FAULT";
+
+/// The fault: one byte of a copy is wrong.
+const FLIP: &str = "flip-copied-byte";
 
 impl Run<'_> {
     /// Executes one of them.
@@ -123,7 +131,12 @@ impl Run<'_> {
         let threads = self.host.runtime().map_err(cannot)?;
         let pace = Throttle::new(self.env, threads, self.cancel);
         // Where this process offers the target, both use one device: two would take the lock from each other.
+        let is_faulty = std::env::var_os(FAULT).is_some_and(|fault| fault == FLIP);
         let (device, opened) = match self.offered(&spec_of(&ends.target)) {
+            Some(_) if is_faulty => {
+                let text = format!("{FAULT}={FLIP} works on images that are not offered");
+                return Err(Failure::plain(Errno::EOPNOTSUPP, text));
+            }
             Some(device) => (device, None),
             None => {
                 let opened = Opened::new(ends.open_target().await.map_err(cannot)?, &self.leftovers);
@@ -135,6 +148,9 @@ impl Run<'_> {
             // Ends when it is aborted, or with the watch, which the copy notices.
             threads.spawn(async move { drop(device.attend().await) })
         });
+        if is_faulty {
+            self.flip_next();
+        }
         let step = Progress::start(self.events, "Image migration");
         let executed = ferry_migrate::execute(&mut ends, &device, &pace, &mut |d, t| step.at(d, t)).await;
         if let Some(attending) = attending {
@@ -154,6 +170,13 @@ impl Run<'_> {
             Some(opened) => self.close(opened).await,
             None => Ok(()),
         }
+    }
+
+    /// Makes the next data that this command writes to each of its stores wrong in one byte.
+    fn flip_next(&self) {
+        let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.values().for_each(|in_use| in_use.store.flip_next());
+        tracing::warn!("a byte of the copy is made wrong, as {FAULT} asks");
     }
 
     /// The device of an image that this process offers to be written.
