@@ -52,7 +52,7 @@ fn tests() -> io::Result<Vec<Done>> {
     {
         served.args(["--skip", of_their_own]);
     }
-    done.push(step::run("tests with a node", &mut served, Shown::Verdicts)?);
+    done.push(step::run("served tests", &mut served, Shown::Verdicts)?);
     done.push(step::run("doc tests", &mut cargo(&["test", "--workspace", "--doc"]), Shown::Verdicts)?);
     Ok(done)
 }

@@ -400,7 +400,7 @@ impl Engine {
     ///
     /// The owner of a store that stays open runs it on one background thread:
     ///
-    /// ```ignore
+    /// ```text
     /// while !stopping() {
     ///     if !engine.maintain()? {
     ///         engine.wait_for_work(Duration::from_millis(100));
@@ -409,7 +409,7 @@ impl Engine {
     /// ```
     ///
     /// - A call's work is bounded: it holds what readers and writers need for about 0.2 ms at the longest, and they go first if they
-    ///   wait; it may wait for the disk, which they do not. A call with nothing to do costs less than a microsecond.
+    ///   wait; it may wait for the disk, which they do not. A call with nothing to do is one look under the lock.
     /// - A loop until `false` ends if others do not write meanwhile, and soon even if they do.
     /// - Called too seldom, writers find no room and clean themselves; a checkpoint that is overdue is written by them, a small piece a
     ///   write. So it is not needed for safety, only for latency.

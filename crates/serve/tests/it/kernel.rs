@@ -297,7 +297,11 @@ struct Victim {
 impl Victim {
     fn start(dir: &Path) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kernel::serves_until_it_is_killed", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "kernel::what_was_synced_to_ext4_survives_the_death_of_the_process",
+                "--nocapture",
+            ])
             .env(CHILD, dir)
             .stdout(Stdio::piped())
             .spawn()
@@ -315,10 +319,9 @@ impl Victim {
     }
 }
 
-#[test]
-#[ignore = "a part of other tests, which run it in a process of its own"]
-fn serves_until_it_is_killed() {
-    let dir = PathBuf::from(std::env::var_os(CHILD).unwrap());
+#[expect(clippy::print_stdout, reason = "a test of its own program reads it")]
+/// What the process does that is killed: a test of this program, started once more with [`CHILD`] in its environment.
+fn serve_until_killed(dir: &Path) -> ! {
     let device = Arc::new(Volatile::open(&dir.join("kept"), SIZE));
     let export = Arc::new(Export::new("a", "", device, false));
     let mapped = map(&export, &Options::at(dir.join("devices"))).unwrap();
@@ -376,6 +379,9 @@ fn survives_kills(kind: &str) {
 
 #[test]
 fn what_was_synced_to_ext4_survives_the_death_of_the_process() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        serve_until_killed(Path::new(&dir));
+    }
     if !skipped("what_was_synced_to_ext4_survives_the_death_of_the_process") {
         survives_kills("ext4");
     }
