@@ -16,8 +16,8 @@ use crate::limits::{BLOCK, SEGMENT_BLOCKS_MAX, SEGMENT_BLOCKS_MIN};
 
 const MAGIC: [u8; 8] = *b"FERRYSB\0";
 
-/// Version this code writes, and the newest it reads.
-pub(crate) const VERSION: u32 = 1;
+/// Version this code writes, and the only one it reads.
+pub(crate) const VERSION: u32 = 2;
 
 /// A slot as it lies on disk. Nothing in it is trusted before it became a [`Superblock`].
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -129,7 +129,7 @@ impl Superblock {
     /// Validates the bytes of slot `slot`.
     ///
     /// # Errors
-    /// `Corrupt` where they are not a superblock's; `Unsupported` where a newer ferry wrote them.
+    /// `Corrupt` where they are not a superblock's; `Unsupported` where a newer or an older ferry wrote them.
     pub(crate) fn decode(bytes: &[u8], slot: u32) -> Result<Self> {
         let raw = RawSuperblock::ref_from_bytes(bytes)
             .map_err(|_| Error::corrupt("the superblock has the wrong length"))?;
@@ -143,6 +143,11 @@ impl Superblock {
             return Err(Error::unsupported("this store was written by a newer ferry")
                 .with("version", raw.version)
                 .with("known", VERSION));
+        }
+        if raw.version.get() < VERSION {
+            // Its log may hold records that mean something else now.
+            let text = "this store was written by an older ferry: export its images with that one";
+            return Err(Error::unsupported(text).with("version", raw.version).with("known", VERSION));
         }
         if raw.reserved.iter().any(|b| *b != 0)
             || raw.clean.get() > 1
@@ -171,5 +176,42 @@ impl Superblock {
             next_version: raw.next_version.get(),
             clean: raw.clean.get() == 1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::ErrorKind;
+    use ferry_core::checksum::crc32c;
+
+    use super::{BLOCK, Superblock, VERSION};
+
+    #[test]
+    fn stores_of_older_and_newer_versions_are_refused_as_such() {
+        let superblock = Superblock {
+            store: [7; 16],
+            generation: 1,
+            epoch: 1,
+            opens: 0,
+            segment_blocks: 4096,
+            capacity_bytes: 0,
+            checkpoint_sequence: 0,
+            root: None,
+            table: None,
+            next_inode: 1,
+            next_version: 1,
+            clean: true,
+        };
+        let bytes = superblock.encode(0);
+        assert_eq!(Superblock::decode(&bytes, 0).unwrap(), superblock);
+        for (version, word) in [(VERSION - 1, "older"), (VERSION + 1, "newer")] {
+            let mut other = bytes.clone();
+            other[8..12].copy_from_slice(&version.to_le_bytes());
+            let sum = crc32c(&other[..BLOCK - 4]);
+            other[BLOCK - 4..].copy_from_slice(&sum.to_le_bytes());
+            let refused = Superblock::decode(&other, 0).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported);
+            assert!(refused.to_string().contains(word), "{refused}");
+        }
     }
 }
