@@ -1,7 +1,7 @@
 //! The vocabulary: what a block device, a store and an error are.
 //!
 //! Three traits meet here: [`Store`] (below: pools of sparse objects), `BlockDevice` (above: what is
-//! served) and later `BlockSource` (beside: foreign images). This crate does no I/O, starts no thread
+//! served) and `BlockSource` (beside: foreign images). This crate does no I/O, starts no thread
 //! and knows no clock; [`mod@env`] is how the others are given those.
 
 pub mod checksum;
@@ -14,6 +14,7 @@ pub mod limits;
 pub mod lock;
 pub mod reply;
 pub mod size;
+pub mod source;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -24,6 +25,7 @@ pub use env::{Clock, Env, Rng, Timestamp};
 pub use error::{Errno, Error, ErrorKind, Result};
 pub use ident::{ClientId, Namespace, ObjectId, PoolId, SnapId};
 pub use reply::Reply;
+pub use source::{BlockSource, SourcePoint, SourceSnapshot};
 pub use store::{
     Capabilities, Effect, Guard, ObjectPage, OmapPage, OmapRead, PoolFlags, PoolInfo, PoolStats, ReadOp,
     ReadReply, SnapContext, SnapSet, SparseData, Store, WriteOp, WriteReply,

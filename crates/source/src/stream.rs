@@ -1,0 +1,28 @@
+//! Where the bytes of a foreign image come from.
+//!
+//! Invariants
+//! - A stream is pinned when it is opened: once its bytes are not those any more it fails with `Conflict`, for good.
+//! - What cannot be got is an error, never zeros and never fewer bytes.
+
+use bytes::Bytes;
+use ferry_core::{DeviceExtent, Reply};
+
+/// Bytes that can be read at any offset: a file, an object on a server, a device. Requests in flight at once may complete in
+/// any order.
+///
+/// # Cancel safety
+/// Dropping a pending reply has no effect but that what was fetched may be fetched again.
+pub trait Stream: Send + Sync + std::fmt::Debug {
+    /// Size when it was opened. Bytes.
+    fn size(&self) -> u64;
+    /// Reads a range that lies inside the size; `Invalid` otherwise. Exactly `length` bytes come back.
+    fn read(&self, offset: u64, length: u64) -> Reply<Bytes>;
+    /// What a range holds, in order and without gaps, as far as that is known without reading it; else `Data`.
+    fn extents(&self, offset: u64, length: u64) -> Reply<Vec<DeviceExtent>>;
+    /// How far apart two ranges may be for it to be cheaper to fetch what lies between them. Bytes.
+    fn gap(&self) -> u64;
+    /// What tells these bytes from any others the same place could have later. One line, no secrets.
+    fn pin(&self) -> String;
+    /// Where it is, for people. No secrets.
+    fn describe(&self) -> String;
+}
