@@ -4,8 +4,15 @@
 //! - A stream is pinned when it is opened: once its bytes are not those any more it fails with `Conflict`, for good.
 //! - What cannot be got is an error, never zeros and never fewer bytes.
 
+pub mod file;
+
+use std::sync::Arc;
+
 use bytes::Bytes;
-use ferry_core::{DeviceExtent, Reply};
+use ferry_core::{DeviceExtent, Error, Reply};
+
+use crate::env::Env;
+use crate::spec::StreamSpec;
 
 /// Bytes that can be read at any offset: a file, an object on a server, a device. Requests in flight at once may complete in
 /// any order.
@@ -25,4 +32,18 @@ pub trait Stream: Send + Sync + std::fmt::Debug {
     fn pin(&self) -> String;
     /// Where it is, for people. No secrets.
     fn describe(&self) -> String;
+}
+
+/// Opens what a spec names, and pins it.
+///
+/// # Errors
+/// `NotFound`, `Denied`, `Unavailable`, `TimedOut` and the like, of the place; `Unsupported` for a stream that cannot be opened.
+pub fn open(spec: &StreamSpec, env: &Env) -> Reply<Arc<dyn Stream>> {
+    match spec {
+        StreamSpec::File(file) => file::open(file, env),
+        StreamSpec::Http(_) | StreamSpec::S3(_) | StreamSpec::Nbd(_) => {
+            Reply::ready(Err(Error::unsupported("streams of this type cannot be opened by this version")
+                .with("stream", spec.place())))
+        }
+    }
 }

@@ -1,0 +1,150 @@
+//! Raw images: the bytes of the device one after the other, in a stream for each point in time.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_core::source::{BlockSource, SourcePoint, SourceSnapshot};
+use ferry_core::{DeviceExtent, Error, ExtentState, Reply, Result, SparseData};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::format::{inside, push_extent, push_sparse};
+use crate::limits::{ASK_EXTENTS_MIN, PIECE_MAX, PIECES_IN_FLIGHT};
+use crate::stream::Stream;
+
+/// A raw image with its older states.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    head: Arc<dyn Stream>,
+    /// Streams of `snapshots`, in the same order.
+    older: Vec<Arc<dyn Stream>>,
+    snapshots: Vec<SourceSnapshot>,
+}
+
+impl Raw {
+    /// The image whose newest state is `head` and whose older ones are `older`, oldest first, with their names.
+    pub(crate) fn new(head: Arc<dyn Stream>, older: Vec<(String, Arc<dyn Stream>)>) -> Self {
+        let snapshots = older
+            .iter()
+            .map(|(name, stream)| SourceSnapshot { name: name.clone(), size: stream.size(), taken: None })
+            .collect();
+        Self { head, older: older.into_iter().map(|(_, stream)| stream).collect(), snapshots }
+    }
+
+    fn stream(&self, at: SourcePoint) -> Result<&Arc<dyn Stream>> {
+        match at {
+            SourcePoint::Head => Ok(&self.head),
+            SourcePoint::Snapshot(n) => self
+                .older
+                .get(n)
+                .ok_or_else(|| Error::not_found("the source has no such snapshot").with("snapshot", n)),
+        }
+    }
+}
+
+/// Ranges of data to ask for: those closer than `gap` as one, none longer than a piece.
+pub(crate) fn pieces(extents: &[DeviceExtent], gap: u64) -> Vec<(u64, u64)> {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for extent in extents.iter().filter(|e| e.state == ExtentState::Data) {
+        match joined.last_mut() {
+            Some((from, length)) if extent.offset <= *from + *length + gap => {
+                *length = extent.offset + extent.length - *from;
+            }
+            Some(_) | None => joined.push((extent.offset, extent.length)),
+        }
+    }
+    let split = |(from, length): (u64, u64)| {
+        (0..length.div_ceil(PIECE_MAX)).map(move |i| {
+            let skip = i * PIECE_MAX;
+            (from + skip, (length - skip).min(PIECE_MAX))
+        })
+    };
+    joined.into_iter().flat_map(split).collect()
+}
+
+async fn read(stream: Arc<dyn Stream>, offset: u64, length: u64) -> Result<SparseData> {
+    let extents = if length >= ASK_EXTENTS_MIN {
+        stream.extents(offset, length).await?
+    } else {
+        vec![DeviceExtent { offset, length, state: ExtentState::Data }]
+    };
+    let asked = pieces(&extents, stream.gap()).into_iter().map(|(from, length)| {
+        let reply = stream.read(from, length);
+        async move { Ok::<(u64, Bytes), Error>((from, reply.await?)) }
+    });
+    let got: Vec<(u64, Bytes)> = stream::iter(asked).buffered(PIECES_IN_FLIGHT).try_collect().await?;
+    let mut sparse = Vec::new();
+    for (from, bytes) in &got {
+        push_sparse(&mut sparse, *from, bytes);
+    }
+    Ok(SparseData { extents: sparse })
+}
+
+/// Where both may differ, with what the newer one holds: everywhere but where both are known to be zeros.
+fn differing(older: &[DeviceExtent], newer: &[DeviceExtent]) -> Vec<DeviceExtent> {
+    let mut changes = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while let (Some(old), Some(new)) = (older.get(i), newer.get(j)) {
+        let from = old.offset.max(new.offset);
+        let (old_end, new_end) = (old.offset + old.length, new.offset + new.length);
+        let end = old_end.min(new_end);
+        if old.state == ExtentState::Data || new.state == ExtentState::Data {
+            push_extent(&mut changes, from, end - from, new.state);
+        }
+        i += usize::from(old_end == end);
+        j += usize::from(new_end == end);
+    }
+    changes
+}
+
+impl BlockSource for Raw {
+    fn snapshots(&self) -> &[SourceSnapshot] {
+        &self.snapshots
+    }
+
+    fn size(&self) -> u64 {
+        self.head.size()
+    }
+
+    fn read(&self, at: SourcePoint, offset: u64, length: u64) -> Reply<SparseData> {
+        match self.stream(at).and_then(|s| inside(offset, length, s.size()).map(|()| s)) {
+            Ok(stream) => Reply::pending(read(Arc::clone(stream), offset, length)),
+            Err(e) => Reply::ready(Err(e)),
+        }
+    }
+
+    fn extents(&self, at: SourcePoint, offset: u64, length: u64) -> Reply<Vec<DeviceExtent>> {
+        match self.stream(at).and_then(|s| inside(offset, length, s.size()).map(|()| s)) {
+            Ok(stream) => stream.extents(offset, length),
+            Err(e) => Reply::ready(Err(e)),
+        }
+    }
+
+    fn changes(
+        &self,
+        older: SourcePoint,
+        newer: SourcePoint,
+        offset: u64,
+        length: u64,
+    ) -> Reply<Vec<DeviceExtent>> {
+        let both = self.stream(older).and_then(|older| Ok((older, self.stream(newer)?))).and_then(
+            |(older, newer)| inside(offset, length, older.size().min(newer.size())).map(|()| (older, newer)),
+        );
+        let (older, newer) = match both {
+            Ok((older, newer)) => (older.extents(offset, length), newer.extents(offset, length)),
+            Err(e) => return Reply::ready(Err(e)),
+        };
+        Reply::pending(async move { Ok(differing(&older.await?, &newer.await?)) })
+    }
+
+    fn pin(&self) -> String {
+        let all = self.older.iter().chain([&self.head]);
+        all.map(|stream| stream.pin()).collect::<Vec<_>>().join("; ")
+    }
+
+    fn describe(&self) -> String {
+        self.head.describe()
+    }
+}
