@@ -4,7 +4,11 @@
 //! - A stream is pinned when it is opened: once its bytes are not those any more it fails with `Conflict`, for good.
 //! - What cannot be got is an error, never zeros and never fewer bytes.
 
+mod fetch;
 pub mod file;
+pub mod http;
+pub mod s3;
+mod tls;
 
 use std::sync::Arc;
 
@@ -13,6 +17,8 @@ use ferry_core::{DeviceExtent, Error, Reply};
 
 use crate::env::Env;
 use crate::spec::StreamSpec;
+
+pub use fetch::{Patience, TrafficCount};
 
 /// Bytes that can be read at any offset: a file, an object on a server, a device. Requests in flight at once may complete in
 /// any order.
@@ -41,7 +47,9 @@ pub trait Stream: Send + Sync + std::fmt::Debug {
 pub fn open(spec: &StreamSpec, env: &Env) -> Reply<Arc<dyn Stream>> {
     match spec {
         StreamSpec::File(file) => file::open(file, env),
-        StreamSpec::Http(_) | StreamSpec::S3(_) | StreamSpec::Nbd(_) => {
+        StreamSpec::Http(spec) => http::open(spec, env),
+        StreamSpec::S3(spec) => s3::open(spec, env),
+        StreamSpec::Nbd(_) => {
             Reply::ready(Err(Error::unsupported("streams of this type cannot be opened by this version")
                 .with("stream", spec.place())))
         }
