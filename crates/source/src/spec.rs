@@ -10,7 +10,7 @@ mod native;
 mod parse;
 #[cfg(test)]
 mod tests;
-mod url;
+pub(crate) mod url;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

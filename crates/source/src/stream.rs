@@ -7,13 +7,15 @@
 mod fetch;
 pub mod file;
 pub mod http;
+pub mod nbd;
+mod reach;
 pub mod s3;
 mod tls;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ferry_core::{DeviceExtent, Error, Reply};
+use ferry_core::{DeviceExtent, Reply};
 
 use crate::env::Env;
 use crate::spec::StreamSpec;
@@ -49,9 +51,6 @@ pub fn open(spec: &StreamSpec, env: &Env) -> Reply<Arc<dyn Stream>> {
         StreamSpec::File(file) => file::open(file, env),
         StreamSpec::Http(spec) => http::open(spec, env),
         StreamSpec::S3(spec) => s3::open(spec, env),
-        StreamSpec::Nbd(_) => {
-            Reply::ready(Err(Error::unsupported("streams of this type cannot be opened by this version")
-                .with("stream", spec.place())))
-        }
+        StreamSpec::Nbd(spec) => nbd::open(spec, env),
     }
 }

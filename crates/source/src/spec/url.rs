@@ -56,7 +56,7 @@ pub(super) fn split(url: &str) -> Result<Parts> {
 ///
 /// # Source
 /// RFC 3986, section 2.1.
-pub(super) fn decoded(text: &str) -> Vec<u8> {
+pub(crate) fn decoded(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
     let mut i = 0;

@@ -10,6 +10,7 @@ mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -105,6 +106,26 @@ impl Traffic {
 
     fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What was found to be changed since the opening: once something was, for good.
+#[derive(Debug, Default)]
+pub(super) struct Changed(Mutex<Option<String>>);
+
+impl Changed {
+    pub(super) fn found(&self, what: String) {
+        self.0.lock().expect("no thread panics with it").get_or_insert(what);
+    }
+
+    /// # Errors
+    /// `Conflict` where something was.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let changed = self.0.lock().expect("no thread panics with it");
+        changed.as_ref().map_or(Ok(()), |what| {
+            let error = Error::new(ErrorKind::Conflict, "the source is not what was opened");
+            Err(Failure::never(error.with("changed", what)))
+        })
     }
 }
 

@@ -25,9 +25,9 @@ use tokio::runtime::Handle;
 
 use self::answer::{Pin, Range};
 use self::connection::{Answer, Pool};
-pub(super) use self::target::{Authority, Target, percent_bytes};
+pub(super) use self::target::{Authority, Target};
 use super::Stream;
-use super::fetch::{self, Attempts, Failure, Lanes, Patience, Phase, Pieces, Traffic, TrafficCount};
+use super::fetch::{self, Attempts, Changed, Failure, Lanes, Patience, Phase, Pieces, Traffic, TrafficCount};
 use super::tls::Trust;
 use crate::env::Env;
 use crate::spec::HttpSpec;
@@ -204,8 +204,7 @@ struct Shared {
     lanes: Lanes,
     patience: Patience,
     traffic: Arc<Traffic>,
-    /// What was found to be changed.
-    changed: Mutex<Option<String>>,
+    changed: Changed,
 }
 
 /// An open object.
@@ -234,7 +233,7 @@ impl Shared {
             lanes: Lanes::new(options.connections),
             patience: options.patience,
             traffic,
-            changed: Mutex::new(None),
+            changed: Changed::default(),
         })
     }
 
@@ -373,33 +372,21 @@ impl Shared {
         let text = "the server ended its answer too soon";
         Err(Failure::soon(Error::new(ErrorKind::Unavailable, text).errno_is(Errno::EIO)))
     }
-
-    /// The error of an object that is not the one that was opened.
-    fn conflict(&self) -> Option<Error> {
-        let changed = self.changed.lock().expect("no thread panics with it");
-        changed.as_ref().map(|what| {
-            Error::new(ErrorKind::Conflict, "the source is not what was opened").with("changed", what)
-        })
-    }
 }
 
 impl Pieces for Inner {
     async fn fetch(&self, offset: u64, length: usize, buffer: &mut BytesMut) -> Result<(), Failure> {
         let shared = &self.shared;
-        if let Some(error) = shared.conflict() {
-            return Err(Failure::never(error));
-        }
+        shared.changed.check()?;
         let (have, whole) = (buffer.len() as u64, length as u64);
         let range = Range { first: offset + have, last: offset + whole - 1 };
         let mut headers = range.headers();
         self.pin.demand(&mut headers);
         let answer = shared.ask(&Method::GET, &headers).await?;
         if let Some(what) = self.pin.difference(answer.head()) {
-            *shared.changed.lock().expect("no thread panics with it") = Some(what);
+            shared.changed.found(what);
         }
-        if let Some(error) = shared.conflict() {
-            return Err(Failure::never(error));
-        }
+        shared.changed.check()?;
         if let Err(failure) = answer::check(answer.head(), range, &self.pin) {
             return Err(shared.explain(answer, failure).await);
         }

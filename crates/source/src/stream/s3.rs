@@ -18,9 +18,10 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use super::Stream;
-use super::http::{self, Authority, HttpOptions, HttpStream, Target, percent_bytes};
+use super::http::{self, Authority, HttpOptions, HttpStream, Target};
 use crate::env::Env;
 use crate::spec::S3Spec;
+use crate::spec::url::decoded;
 
 /// How long a signature is good for. Seconds.
 const EXPIRES: u64 = 3600;
@@ -115,7 +116,7 @@ fn address(options: &S3Options) -> Result<Url> {
     if url.query().is_some() {
         return Err(Error::invalid("the url of an object in an object store takes no query"));
     }
-    let path = encoded(&percent_bytes(url.path()));
+    let path = encoded(&decoded(url.path()));
     if path.trim_matches('/').is_empty() {
         return Err(Error::invalid("the url names no object"));
     }

@@ -12,7 +12,7 @@ use s2n_tls::connection::{Builder as ConnectionBuilder, Connection};
 use s2n_tls::enums::Mode;
 use s2n_tls::security::DEFAULT_TLS13;
 use s2n_tls_tokio::{TlsConnector, TlsStream};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Largest file of authorities. Bytes.
 const FILE_MAX: u64 = 16 << 20;
@@ -60,7 +60,10 @@ impl Trust {
     /// # Errors
     /// Those of the authorities; `Denied` (13) where its certificate is not one of that name, signed by who is trusted; `Unavailable` where the
     /// connection breaks.
-    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+    pub(super) async fn connect<S>(&self, host: &str, stream: S) -> Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
         // An address is no name to be told to the server, but its certificate must carry it all the same.
         let name = if address.is_some() { "" } else { host };

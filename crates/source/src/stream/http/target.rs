@@ -210,36 +210,9 @@ fn secret(value: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Undoes `%41`; a percent sign before anything else stays.
-pub(in crate::stream) fn percent_bytes(text: &str) -> Vec<u8> {
-    let digit =
-        |c: Option<&u8>| c.and_then(|&c| char::from(c).to_digit(16)).and_then(|d| u8::try_from(d).ok());
-    let bytes = text.as_bytes();
-    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        let pair = digit(bytes.get(at + 1)).zip(digit(bytes.get(at + 2)));
-        match pair.filter(|_| byte == b'%') {
-            Some((high, low)) => {
-                decoded.push(high << 4 | low);
-                at += 3;
-            }
-            None => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    decoded
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Authority, Headers, HttpOptions, Target, percent_bytes};
-
-    #[test]
-    fn percent_signs_are_undone_where_they_mean_something() {
-        assert_eq!(percent_bytes("a%20b%2Fc%zz%4"), b"a b/c%zz%4");
-    }
+    use super::{Authority, Headers, HttpOptions, Target};
 
     #[test]
     fn an_address_without_a_scheme_is_http_and_others_are_refused() {
