@@ -1,6 +1,12 @@
 //! How the bytes of a stream make a device with points in time.
 
+mod clustered;
+mod pages;
+pub(crate) mod qcow;
+mod qcow1;
+mod qcow2;
 pub mod raw;
+mod unpack;
 
 use bytes::Bytes;
 use ferry_core::{DeviceExtent, Error, ExtentState, Result};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use ferry_core::{BlockSource, Error, Reply, Result};
 
 use crate::env::Env;
+use crate::format::qcow::{self, Versions};
 use crate::format::raw::Raw;
 use crate::spec::{ImageFormat, ImageSpec};
-use crate::stream;
+use crate::stream::{self, Stream};
 
 /// Opens a foreign image, and pins all it consists of.
 ///
@@ -19,14 +20,57 @@ pub fn open(spec: &ImageSpec, env: &Env) -> Reply<Arc<dyn BlockSource>> {
     Reply::pending(async move { image(&spec, &env).await })
 }
 
-async fn image(spec: &ImageSpec, env: &Env) -> Result<Arc<dyn BlockSource>> {
-    match spec.format {
-        ImageFormat::Raw => raw(spec, env).await,
-        ImageFormat::Qcow | ImageFormat::Qcow2 | ImageFormat::Qemu(_) => {
-            Err(Error::unsupported("images of this format cannot be read by this version")
-                .with("format", spec.format.name()))
+/// What an image is made of beside its own file.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What shows through where the image has nothing.
+    pub backing: Option<Arc<dyn BlockSource>>,
+    /// Where its data is, if not in the file itself.
+    pub data_file: Option<Arc<dyn Stream>>,
+    /// Whether an image is read that says of itself that it is damaged.
+    pub accept_corrupt: bool,
+}
+
+/// Opens an image over a stream that is open already.
+///
+/// # Errors
+/// As [`open`]; `Unsupported` for a format that is not read from a stream.
+pub fn over(
+    format: ImageFormat,
+    file: Arc<dyn Stream>,
+    beside: Beside,
+    env: &Env,
+) -> Reply<Arc<dyn BlockSource>> {
+    let env = env.clone();
+    Reply::pending(async move {
+        match format {
+            ImageFormat::Raw => Ok(Arc::new(Raw::new(file, Vec::new())) as Arc<dyn BlockSource>),
+            ImageFormat::Qcow => qcow::open(file, beside, Versions::All, &env).await,
+            ImageFormat::Qcow2 => qcow::open(file, beside, Versions::Qcow2, &env).await,
+            ImageFormat::Qemu(format) => {
+                Err(Error::unsupported("images of this format cannot be read by this version")
+                    .with("format", format.name()))
+            }
         }
+    })
+}
+
+async fn image(spec: &ImageSpec, env: &Env) -> Result<Arc<dyn BlockSource>> {
+    if spec.format == ImageFormat::Raw {
+        return raw(spec, env).await;
     }
+    let file = stream::open(&spec.stream, env).await?;
+    let backing = match &spec.backing {
+        // Boxed by `open`: a chain is as long as the spec, which is limited.
+        Some(backing) => Some(open(backing, env).await?),
+        None => None,
+    };
+    let data_file = match &spec.data_file {
+        Some(data_file) => Some(stream::open(data_file, env).await?),
+        None => None,
+    };
+    let beside = Beside { backing, data_file, accept_corrupt: spec.accept_corrupt };
+    over(spec.format, file, beside, env).await
 }
 
 async fn raw(spec: &ImageSpec, env: &Env) -> Result<Arc<dyn BlockSource>> {

@@ -1,0 +1,11 @@
+//! Foreign images made and read by QEMU, and damaged ones.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and say what they saw"
+)]
+
+mod generate;
+mod images;
+mod qemu;
