@@ -6,6 +6,9 @@
     reason = "tests fail by panicking, and say what they saw"
 )]
 
+mod allocation;
+mod damage;
 mod generate;
 mod images;
+mod memory;
 mod qemu;

@@ -1,6 +1,6 @@
 //! The table of snapshots inside an image.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use ferry_core::{Error, Result, SourceSnapshot, Timestamp};
 
@@ -20,7 +20,7 @@ const FIELDS: u64 = 40;
 /// `Corrupt` where the table does not fit or an entry contradicts itself.
 pub(super) async fn read(pages: &Pages, header: &Header) -> Result<Vec<(SourceSnapshot, L1)>> {
     let mut found = Vec::new();
-    let mut names = BTreeSet::new();
+    let mut names = BTreeMap::new();
     let mut at = header.snapshots_at;
     for _ in 0..header.snapshots {
         let fields = pages.bytes(at, FIELDS).await?;
@@ -55,17 +55,23 @@ fn index(length: u32) -> usize {
     usize::try_from(length).expect("below the limits")
 }
 
-/// The name a snapshot goes by: its own; a UUID made of its id where that is empty; with a number where another has it.
-fn unique(names: &mut BTreeSet<String>, name: &[u8], id: &[u8]) -> String {
+/// The name a snapshot goes by: its own; a UUID made of its id where that is empty; with a number where another has it. Of each
+/// name it is remembered which number comes next, so that a table full of one name takes no longer than another.
+fn unique(names: &mut BTreeMap<String, u32>, name: &[u8], id: &[u8]) -> String {
     let own = match name {
         [] => uuid_of(&[id]),
         name => String::from_utf8_lossy(name).into_owned(),
     };
-    let mut chosen = own.clone();
-    let mut n = 2;
-    while !names.insert(chosen.clone()) {
-        chosen = format!("{own} ({n})");
+    let Some(next) = names.get(&own).copied() else {
+        names.insert(own.clone(), 2);
+        return own;
+    };
+    let mut n = next;
+    while names.contains_key(&format!("{own} ({n})")) {
         n += 1;
     }
+    let chosen = format!("{own} ({n})");
+    names.insert(own, n + 1);
+    names.insert(chosen.clone(), 2);
     chosen
 }
