@@ -4,6 +4,7 @@
 //! served) and `BlockSource` (beside: foreign images). This crate does no I/O, starts no thread
 //! and knows no clock; [`mod@env`] is how the others are given those.
 
+pub mod buffer;
 pub mod checksum;
 pub mod denc;
 pub mod device;
@@ -20,6 +21,7 @@ pub mod store;
 pub mod testing;
 pub mod watch;
 
+pub use buffer::Buffer;
 pub use device::{BlockDevice, DeviceExtent, ExtentState};
 pub use env::{Clock, Env, Rng, Timestamp};
 pub use error::{Errno, Error, ErrorKind, Result};

@@ -50,6 +50,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn length(&self, file: FileId) -> Result<u64>;
     /// Fills `buffer` from `offset`; a file that ends before is `Corrupt`.
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<()>;
+    /// As [`Self::read`], if that needs no waiting; whether it was done. Where not, the buffer may hold anything.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_now(&self, _file: FileId, _offset: u64, _buffer: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
     /// Says that these ranges `(file, offset, length)` will be read at once, so that the waits overlap.
     fn will_read(&self, ranges: &[(FileId, u64, u64)]);
     /// Writes `parts` one behind the other from `offset`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_core::checksum::crc32c;
 use ferry_core::limits::BLOCK_SIZE;
-use ferry_core::{Error, Result, SparseData};
+use ferry_core::{Buffer, Error, Result, SparseData};
 
 use crate::address::{Address, Block};
 use crate::core::Core;
@@ -131,29 +131,40 @@ impl ReadJob {
         if self.extents.is_empty() {
             return Ok(SparseData::default());
         }
-        // Advice costs a call; for a single small run there is nothing to overlap.
-        if self.runs.len() > 1 || self.length >= READ_AHEAD_BYTES {
-            let ranges: Vec<(FileId, u64, u64)> = self
-                .runs
-                .iter()
-                .map(|r| {
-                    (FileId::Segment(r.first.segment()), byte_of(r.first), (r.crcs.len() * BLOCK) as u64)
-                })
-                .collect();
-            disk.will_read(&ranges);
-        }
-        let mut buffer = vec![0; self.length];
-        for run in &self.runs {
+        // All that the extents show is filled in; the rest of the buffer is nobody's.
+        let mut buffer = Buffer::take(self.length);
+        // For a single small run there is nothing to overlap.
+        let at_once = self.runs.len() > 1 || self.length >= READ_AHEAD_BYTES;
+        let mut is_announced = !at_once;
+        for (n, run) in self.runs.iter().enumerate() {
             let bytes = &mut buffer[run.at..run.at + run.crcs.len() * BLOCK];
-            read_run(disk, run.first, &run.crcs, bytes)?;
+            // What the kernel has in memory needs no advice, which costs a call for each run.
+            let file = FileId::Segment(run.first.segment());
+            if is_announced || !disk.read_now(file, byte_of(run.first), bytes)? {
+                if !is_announced {
+                    disk.will_read(&self.ranges_from(n));
+                    is_announced = true;
+                }
+                disk.read(file, byte_of(run.first), bytes)?;
+            }
+            verify_run(run.first, &run.crcs, bytes)?;
         }
         for (at, bytes) in &self.in_memory {
             buffer[*at..*at + BLOCK].copy_from_slice(bytes);
         }
-        let buffer = Bytes::from(buffer);
+        let buffer = buffer.freeze();
         let place = |offset: u64| usize::try_from(offset - self.start).expect("a read fits memory");
         let extents = self.extents.iter().map(|(a, b)| (*a, buffer.slice(place(*a)..place(*b)))).collect();
         Ok(SparseData { extents })
+    }
+}
+
+impl ReadJob {
+    /// Where the runs from number `first` on lie.
+    fn ranges_from(&self, first: usize) -> Vec<(FileId, u64, u64)> {
+        let range =
+            |r: &Run| (FileId::Segment(r.first.segment()), byte_of(r.first), (r.crcs.len() * BLOCK) as u64);
+        self.runs[first..].iter().map(range).collect()
     }
 }
 
@@ -165,6 +176,11 @@ pub(crate) fn byte_of(address: Address) -> u64 {
 /// Reads blocks that lie together and verifies each.
 pub(crate) fn read_run(disk: &dyn Disk, first: Address, crcs: &[u32], bytes: &mut [u8]) -> Result<()> {
     disk.read(FileId::Segment(first.segment()), byte_of(first), bytes)?;
+    verify_run(first, crcs, bytes)
+}
+
+/// Verifies blocks that lie together.
+fn verify_run(first: Address, crcs: &[u32], bytes: &[u8]) -> Result<()> {
     for (i, (block, crc)) in bytes.chunks_exact(BLOCK).zip(crcs).enumerate() {
         if crc32c(block) != *crc {
             let at = first.plus(u32::try_from(i).expect("a run is inside a segment"));

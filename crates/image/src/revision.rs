@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ferry_core::{
-    Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, ReadReply, Result, SnapId, SparseData, Store,
+    Error, ErrorKind, Namespace, ObjectId, PoolId, ReadOp, ReadReply, Reply, Result, SnapId, SparseData,
+    Store,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -23,6 +24,9 @@ pub use owners::Owners;
 use crate::history;
 use crate::layout::{ImageExtent, Layout, ObjectExtent, ObjectNo};
 use crate::limits::OBJECTS_IN_FLIGHT;
+
+/// Digits of the names of objects.
+const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
 
 /// An image at HEAD or at a snapshot, as far as reading its data goes.
 #[derive(Clone, Debug)]
@@ -75,11 +79,51 @@ pub struct Piece {
     pub size: u64,
 }
 
+/// A read that one object answers.
+#[derive(Debug)]
+pub(crate) struct SingleRead {
+    /// The answer; to be [finished](SingleExtent::finish).
+    pub(crate) reply: Reply<ReadReply>,
+    /// What was asked for.
+    pub(crate) extent: SingleExtent,
+}
+
+/// What a [`SingleRead`] asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SingleExtent(ObjectExtent);
+
+impl SingleExtent {
+    /// The bytes of the range.
+    ///
+    /// # Errors
+    /// That of the store, but for an object that is not there.
+    pub(crate) fn finish(self, reply: Result<ReadReply>) -> Result<Bytes> {
+        let ObjectExtent { object, offset, length } = self.0;
+        let mut data = match reply {
+            Ok(reply) => reply.data,
+            Err(e) if e.kind() == ErrorKind::NotFound => SparseData::default(),
+            Err(e) => return Err(e.with("image_object", object.0)),
+        };
+        match &mut data.extents[..] {
+            [(at, bytes)] if *at == offset && bytes.len() as u64 == length => Ok(std::mem::take(bytes)),
+            _ => Ok(Bytes::from(data.to_vec(offset, length))),
+        }
+    }
+}
+
 impl Revision {
     /// The data object `object`.
     #[must_use]
     pub fn object_id(&self, object: ObjectNo) -> ObjectId {
-        ObjectId::new(self.pool, &self.namespace, &format!("{}.{:016x}", self.prefix, object.0))
+        let mut name = String::with_capacity(self.prefix.len() + 17);
+        name.push_str(&self.prefix);
+        name.push('.');
+        // The machinery of `format!` costs more than the look-up that follows.
+        for byte in object.0.to_be_bytes() {
+            name.push(HEX[usize::from(byte >> 4)]);
+            name.push(HEX[usize::from(byte & 0xf)]);
+        }
+        ObjectId::new(self.pool, &self.namespace, &name)
     }
 
     /// How many objects there may be.
@@ -161,6 +205,21 @@ impl Revision {
             [(at, bytes)] if *at == offset && bytes.len() as u64 == length => Ok(std::mem::take(bytes)),
             _ => Ok(Bytes::from(data.to_vec(offset, length))),
         }
+    }
+
+    /// Asks for a range that lies in one object, which answers for it alone; `None` for any other.
+    pub(crate) fn read_single(&self, offset: u64, length: u64) -> Option<SingleRead> {
+        let is_simple = self.parent.is_none() && !self.is_target && !self.layout.is_striped();
+        let end = offset.checked_add(length).filter(|end| is_simple && *end <= self.size && length > 0)?;
+        let size = self.layout.object_size();
+        let object = ObjectNo(offset / size);
+        if (end - 1) / size != object.0 {
+            return None;
+        }
+        let extent = ObjectExtent { object, offset: offset % size, length };
+        let op = ReadOp::data(extent.offset, extent.length);
+        let reply = self.store.read(&self.object_id(object), self.snap, op);
+        Some(SingleRead { reply, extent: SingleExtent(extent) })
     }
 
     /// Reads a part of one object, or of what shows through in its place.

@@ -44,6 +44,29 @@ impl Gate {
         Entered(self)
     }
 
+    /// Goes in, if the gate is open; whoever went in says so with [`Self::leave`].
+    pub(super) fn try_enter(&self) -> bool {
+        let mut state = self.state();
+        if !state.is_closed {
+            state.inside += 1;
+        }
+        !state.is_closed
+    }
+
+    /// Somebody who went in is out again.
+    pub(super) fn leave(&self) {
+        let waiting = {
+            let mut state = self.state();
+            state.inside -= 1;
+            // Nobody waits for one of many to leave an open gate.
+            if !state.is_closed || state.inside > 0 {
+                return;
+            }
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
     /// Closes the gate and waits until everybody has left.
     ///
     /// # Cancel safety
@@ -140,16 +163,7 @@ impl Gate {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        let waiting = {
-            let mut state = self.0.state();
-            state.inside -= 1;
-            // Nobody waits for one of many to leave an open gate.
-            if !state.is_closed || state.inside > 0 {
-                return;
-            }
-            std::mem::take(&mut state.waiting)
-        };
-        waiting.into_iter().for_each(Waker::wake);
+        self.0.leave();
     }
 }
 

@@ -36,7 +36,9 @@ impl Budget {
     pub(super) fn take(self: &Arc<Self>, least: usize, most: usize) -> Option<Lease> {
         let mut left = self.left.load(Ordering::Relaxed);
         loop {
-            let bytes = most.min(left / BUDGET_PART);
+            let part = left / BUDGET_PART;
+            // Buffers are as large as the next power of two: less than all is one.
+            let bytes = if part >= most { most } else { 1 << part.max(1).ilog2() };
             if bytes < least.max(1) {
                 return None;
             }

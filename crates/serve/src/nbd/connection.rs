@@ -343,8 +343,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Whether another request may be taken in.
     fn has_room(&self) -> bool {
         let most = if self.busy.is_some() { OUTPUT_BUSY } else { OUTPUT_MIN };
+        let leased_max = if let Stage::Reading(read) = &self.stage { read.leased_max() } else { PIECE_MAX };
         self.output.queued() + self.unleased < most
-            && self.output.leased() < PIECE_MAX
+            && self.output.leased() < leased_max
             && self.work.len() < PENDING_MAX
     }
 

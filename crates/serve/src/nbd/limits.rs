@@ -33,6 +33,10 @@ pub(super) const WHOLE_MAX: usize = 64 << 10;
 pub(super) const PIECE_MIN: usize = 64 << 10;
 /// Pieces where there is memory enough: large enough to go at the device's full speed. Bytes.
 pub(super) const PIECE_MAX: usize = 1 << 20;
+/// Pieces of a read from memory: read and sent before the next one, out of the same memory, they stay in the processor's own
+/// cache. Bytes.
+pub(super) const PIECE_HOT: usize = 256 << 10;
+
 /// Pieces of one connection that are being written at once: one arrives while others are written.
 pub(super) const PIECES_UNDER_WAY_MAX: usize = 4;
 /// Requests of a connection that the device has not answered yet; more stay in the socket.

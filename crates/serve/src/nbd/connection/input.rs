@@ -15,11 +15,13 @@ use crate::nbd::wire::{REQUEST_SIZE, Request};
 pub(super) struct Input {
     bytes: BytesMut,
     size_max: usize,
+    /// Whether to read no more than requests at once, as large payloads follow them that go elsewhere.
+    is_short: bool,
 }
 
 impl Default for Input {
     fn default() -> Self {
-        Self { bytes: BytesMut::new(), size_max: INPUT_MIN }
+        Self { bytes: BytesMut::new(), size_max: INPUT_MIN, is_short: false }
     }
 }
 
@@ -69,11 +71,17 @@ impl Input {
         self.bytes.advance(count);
     }
 
-    /// Moves bytes from the front, at most so many.
-    pub(super) fn move_to(&mut self, to: &mut BytesMut, most: usize) {
-        let count = most.min(self.bytes.len());
-        to.extend_from_slice(&self.bytes[..count]);
+    /// Moves bytes from the front, as many as there are and fit; how many it was.
+    pub(super) fn move_to(&mut self, to: &mut [u8]) -> usize {
+        let count = to.len().min(self.bytes.len());
+        to[..count].copy_from_slice(&self.bytes[..count]);
         self.bytes.advance(count);
+        count
+    }
+
+    /// Whether the client sends large payloads: what is read here of them must be copied.
+    pub(super) fn expect_large(&mut self, is_large: bool) {
+        self.is_short = is_large;
     }
 
     /// Whether there is memory for a busy connection; gives it back where there is not.
@@ -93,10 +101,12 @@ impl Input {
     where
         S: AsyncRead + Unpin,
     {
-        let room = self.size_max - self.bytes.len().min(self.size_max);
+        let most = if self.is_short { INPUT_MIN } else { self.size_max };
+        let room = most.max(self.bytes.len() + REQUEST_SIZE) - self.bytes.len();
+        let is_short = self.is_short;
         // Moves what is left to the front where nobody else uses the buffer, and takes a new one otherwise.
         self.bytes.reserve(room);
         let mut buffer = (&mut self.bytes).limit(room);
-        pin!(stream.read_buf(&mut buffer)).poll(cx).map_ok(|count| (count, count == room))
+        pin!(stream.read_buf(&mut buffer)).poll(cx).map_ok(|count| (count, count == room && !is_short))
     }
 }

@@ -1,12 +1,12 @@
 //! Requests that are served in pieces, as memory allows.
 
 use std::io;
-use std::pin::pin;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use ferry_core::Buffer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::reply::{Failure, Part};
 use super::work::{Answer, Coming, Held, Owner, elsewhere};
@@ -33,8 +33,9 @@ pub(super) struct Receiving {
 /// A piece that arrives.
 #[derive(Debug)]
 struct Piece {
-    bytes: BytesMut,
-    size: usize,
+    bytes: Buffer,
+    /// How much of it is here. Bytes.
+    filled: usize,
     lease: Option<Lease>,
 }
 
@@ -55,6 +56,8 @@ pub(super) struct LargeRead {
     began: Instant,
     /// What is not read yet. Bytes.
     left: u64,
+    /// Largest piece. Bytes.
+    piece_max: usize,
     /// Whether the client was promised all of it in one.
     is_promised: bool,
     is_under_way: bool,
@@ -67,9 +70,11 @@ impl Receiving {
         S: AsyncRead + Unpin,
     {
         let Some(piece) = &mut self.piece else { return Poll::Pending };
-        let room = piece.size - piece.bytes.len();
-        let mut buffer = (&mut piece.bytes).limit(room);
-        pin!(stream.read_buf(&mut buffer)).poll(cx)
+        let mut rest = ReadBuf::new(&mut piece.bytes[piece.filled..]);
+        ready!(Pin::new(stream).poll_read(cx, &mut rest))?;
+        let count = rest.filled().len();
+        piece.filled += count;
+        Poll::Ready(Ok(count))
     }
 }
 
@@ -85,13 +90,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.stage = Stage::Receiving(Receiving { id, offset: request.offset, left, piece: None });
     }
 
-    /// Starts to answer a read that is too large to be answered whole.
-    pub(super) fn read_in_pieces(&mut self, request: Request) {
+    /// Starts to answer a read that is not answered whole.
+    pub(super) fn read_in_pieces(&mut self, request: Request, piece_max: usize) {
         let left = u64::from(request.length);
         self.stage = Stage::Reading(LargeRead {
             request,
             began: self.now,
             left,
+            piece_max,
             is_promised: false,
             is_under_way: false,
         });
@@ -115,13 +121,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let want = receiving.left.min(PIECE_MAX);
             let lease = self.shared.budget.take(want.min(PIECE_MIN), want);
             let size = lease.as_ref().map_or(want.min(PIECE_MIN), Lease::bytes);
-            let mut bytes = BytesMut::with_capacity(size);
-            self.input.move_to(&mut bytes, size);
+            let mut bytes = Buffer::take(size);
+            let filled = self.input.move_to(&mut bytes);
+            self.input.expect_large(true);
             receiving.left -= size;
-            receiving.piece = Some(Piece { bytes, size, lease });
+            receiving.piece = Some(Piece { bytes, filled, lease });
         }
-        let piece = receiving.piece.take_if(|p| p.bytes.len() == p.size);
-        let Some(Piece { bytes, size, lease }) = piece else { return Some(Blocked::Input) };
+        let piece = receiving.piece.take_if(|p| p.filled == p.bytes.len());
+        let Some(Piece { bytes, filled: size, lease }) = piece else { return Some(Blocked::Input) };
         let (offset, id) = (receiving.offset, receiving.id);
         receiving.offset += u64::try_from(size).expect("a piece is small");
         if write.failure.is_some() {
@@ -148,10 +155,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Some(Blocked::Room);
         }
         read.is_under_way = true;
-        let want = usize::try_from(read.left).expect("a read fits memory").min(PIECE_MAX);
+        let want = usize::try_from(read.left).expect("a read fits memory").min(read.piece_max);
         let lease = self.shared.budget.take(want.min(PIECE_MIN), want);
         let size = lease.as_ref().map_or(want.min(PIECE_MIN), Lease::bytes);
         let length = u64::try_from(size).expect("a piece is small");
+        self.reads = (self.reads.0 + 1, self.reads.1 + length);
         let coming = Coming::Data(round.device.read(read.at(), length));
         let unleased = if lease.is_some() { 0 } else { size };
         let held = Held { owner: Owner::ReadPiece, began: self.now, lease, unleased };
@@ -233,6 +241,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 impl LargeRead {
+    /// How much may wait to be sent before the next piece is read. A piece on its way out is hot; more of them would not be.
+    pub(super) fn leased_max(&self) -> usize {
+        self.piece_max
+    }
+
     /// Where the next piece starts.
     fn at(&self) -> u64 {
         self.request.offset + u64::from(self.request.length) - self.left

@@ -14,8 +14,8 @@ use super::work::{Answer, Coming, Held, Owner, Work, elsewhere, read_ahead, stat
 use super::{Blocked, Connection, End, Round, Stage};
 use crate::export::Entered;
 use crate::nbd::limits::{
-    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_MAX, READS_ELSEWHERE_MAX, STATUS_STEP, WHOLE_MAX,
-    ZERO_INLINE_MAX,
+    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_HOT, PIECE_MAX, READS_ELSEWHERE_MAX, STATUS_STEP,
+    WHOLE_MAX, ZERO_INLINE_MAX,
 };
 use crate::nbd::wire::{Command, REQUEST_SIZE, Request, WireError, command_flag};
 use crate::traffic::Sort;
@@ -57,6 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.ending = Some(End::Left);
             return Ok(Some(Blocked::Room));
         }
+        self.input.expect_large(false);
         let payload = usize::try_from(request.length).expect("32 bits fit memory");
         let checked = self.check(&request, round);
         if request.command == Command::Write && checked.is_ok() && self.input.fits(payload) {
@@ -188,9 +189,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// A read that may be too large for the memory there is.
     fn read_large(&mut self, request: Request, length: usize, round: &Round, cx: &mut Context<'_>) {
+        let can_break_off = self.style.is_structured && !request.has(command_flag::DF);
+        if can_break_off && length > PIECE_HOT && !self.pace.is_slow() {
+            return self.read_in_pieces(request, PIECE_HOT);
+        }
         let lease = if length <= PIECE_MAX { self.shared.budget.take(length, length) } else { None };
         if lease.is_none() {
-            return self.read_in_pieces(request);
+            return self.read_in_pieces(request, PIECE_MAX);
         }
         let coming = self.read(&round.device, request.offset, u64::from(request.length));
         let held = Held { owner: Owner::Whole(request), began: self.now, lease, unleased: 0 };
