@@ -5,6 +5,7 @@ mod pages;
 pub(crate) mod qcow;
 mod qcow1;
 mod qcow2;
+pub(crate) mod qemu;
 pub mod raw;
 mod unpack;
 

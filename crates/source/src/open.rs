@@ -6,6 +6,7 @@ use ferry_core::{BlockSource, Error, Reply, Result};
 
 use crate::env::Env;
 use crate::format::qcow::{self, Versions};
+use crate::format::qemu;
 use crate::format::raw::Raw;
 use crate::spec::{ImageFormat, ImageSpec};
 use crate::stream::{self, Stream};
@@ -48,7 +49,7 @@ pub fn over(
             ImageFormat::Qcow => qcow::open(file, beside, Versions::All, &env).await,
             ImageFormat::Qcow2 => qcow::open(file, beside, Versions::Qcow2, &env).await,
             ImageFormat::Qemu(format) => {
-                Err(Error::unsupported("images of this format cannot be read by this version")
+                Err(Error::unsupported("images of this format are read from files only")
                     .with("format", format.name()))
             }
         }
@@ -56,8 +57,10 @@ pub fn over(
 }
 
 async fn image(spec: &ImageSpec, env: &Env) -> Result<Arc<dyn BlockSource>> {
-    if spec.format == ImageFormat::Raw {
-        return raw(spec, env).await;
+    match spec.format {
+        ImageFormat::Raw => return raw(spec, env).await,
+        ImageFormat::Qemu(format) => return qemu::open(spec, format, env).await,
+        ImageFormat::Qcow | ImageFormat::Qcow2 => {}
     }
     let file = stream::open(&spec.stream, env).await?;
     let backing = match &spec.backing {

@@ -51,7 +51,7 @@ pub struct ImageSpec {
     /// What shows through where the image itself has nothing. An image that wants one is refused unless the spec names it: a file
     /// that comes from outside does not decide what else is opened.
     pub backing: Option<Box<ImageSpec>>,
-    /// Where the data is that a qcow2 file has not in itself.
+    /// Where the data is that a qcow2 or vmdk file has not in itself.
     pub data_file: Option<StreamSpec>,
     /// Whether an image is read that says of itself that it is damaged.
     pub accept_corrupt: bool,

@@ -70,8 +70,13 @@ fn image(map: &Object, depth: usize) -> Result<ImageSpec> {
             );
         }
     };
-    let is_qcow = matches!(format, ImageFormat::Qcow | ImageFormat::Qcow2);
-    if let Some(key) = ["backing", "data_file"].into_iter().find(|key| !is_qcow && map.contains_key(*key)) {
+    let beside: &[&str] = match format {
+        ImageFormat::Raw => &[],
+        ImageFormat::Qcow | ImageFormat::Qcow2 => &["backing", "data_file"],
+        ImageFormat::Qemu(_) => &["data_file"],
+    };
+    let mut known = ["backing", "data_file"].into_iter();
+    if let Some(key) = known.find(|key| map.contains_key(*key) && !beside.contains(key)) {
         return Err(Error::invalid("this format has no such key")
             .with("format", format.name())
             .with("key", key));

@@ -228,8 +228,8 @@ fn every_length_a_small_image_can_be_cut_to_gives_bytes_or_an_error() {
 }
 
 const SPECS: [&str; 4] = [
-    r#"{"type":"raw","stream":{"type":"s3","url":"https://h:9/b/k","access_key":"SECRET1","secret_key":"SECRET2","style":"path"}}"#,
-    r#"{"type":"qcow","stream":{"type":"http","url":"http://u:SECRET3@h/p?SECRET4#f","headers":{"a":"SECRET5"}},"backing":{"type":"raw","stream":{"type":"file","file_path":"x"}}}"#,
+    r#"{"type":"raw","stream":{"type":"s3","url":"https://h:9/b/k","access_key":"argonaut","secret_key":"butterfly","style":"path"}}"#,
+    r#"{"type":"qcow","stream":{"type":"http","url":"http://u:chrysalis@h/p?dragonfly#f","headers":{"a":"earthworm"}},"backing":{"type":"raw","stream":{"type":"file","file_path":"x"}}}"#,
     r#"{"type":"native","pool_id":"3","image_name":"i","snap_id":9,"pool_namespace":""}"#,
     r#"{"type":"raw","stream":{"type":"nbd","uri":"nbd+unix:///e?socket=/s"},"snapshots":[{"type":"raw","name":"n","stream":{"type":"file","file_path":"/y"}}]}"#,
 ];
@@ -268,9 +268,9 @@ fn damaged_specs_are_refused_or_hide_their_secrets() {
 
 /// What says that something is a secret, and the secret.
 const SECRETS: [(&str, &str); 5] = [
-    (r#""access_key":"SECRET1"#, "SECRET1"),
-    (r#""secret_key":"SECRET2"#, "SECRET2"),
-    (r#""url":"http://u:SECRET3@h/p?SECRET4#f""#, "SECRET3"),
-    (r#""url":"http://u:SECRET3@h/p?SECRET4#f""#, "SECRET4"),
-    (r#""headers":{"a":"SECRET5"#, "SECRET5"),
+    (r#""access_key":"argonaut"#, "argonaut"),
+    (r#""secret_key":"butterfly"#, "butterfly"),
+    (r#""url":"http://u:chrysalis@h/p?dragonfly#f""#, "chrysalis"),
+    (r#""url":"http://u:chrysalis@h/p?dragonfly#f""#, "dragonfly"),
+    (r#""headers":{"a":"earthworm"#, "earthworm"),
 ];
