@@ -1,4 +1,4 @@
-//! Foreign images made and read by QEMU, and damaged ones.
+//! Foreign images made and read by QEMU, and damaged ones; and streams from real servers.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,3 +12,4 @@ mod generate;
 mod images;
 mod memory;
 mod qemu;
+mod servers;
