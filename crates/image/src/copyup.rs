@@ -13,7 +13,7 @@ use crate::io::Io;
 use crate::layout::{Layout, ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
 use crate::object_map::ObjectState;
-use crate::revision::{Piece, Revision};
+use crate::revision::{Held, Piece, Revision};
 
 /// What came of a copy-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +107,8 @@ impl Io {
         revision: &Revision,
         extent: ObjectExtent,
     ) -> Result<Vec<Effect>> {
-        if let Some(parent) = &revision.parent
-            && can_share(&parent.revision, self.revision())
+        if let Some(source) = revision.parent.as_ref().and_then(|p| p.ancestor.image())
+            && can_share(source, self.revision())
         {
             let pieces = revision.locate_in_parent(extent).await?;
             if let Some(effects) = share_effects(revision.layout, extent, pieces) {
@@ -131,7 +131,7 @@ pub(crate) async fn copy_effects(revision: &Revision, extent: ObjectExtent) -> R
     let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
     let mut effects = Vec::new();
     for part in revision.below_overlap(extent) {
-        let data = parent.revision.read(part.offset, part.length).await?;
+        let data = parent.ancestor.read(part.offset, part.length).await?;
         effects.extend(write_effects(revision.layout, extent.object, data));
     }
     Ok(effects)
@@ -144,17 +144,21 @@ pub(crate) fn write_effects(layout: Layout, object: ObjectNo, data: SparseData) 
 }
 
 /// Objects of an ancestor or of another image as ranges to share with one object, `extent` being the part of it they fill;
-/// `None` where one does not lie on block boundaries.
+/// `None` where one does not lie on block boundaries or is none
+/// of an object.
 pub(crate) fn share_effects(layout: Layout, extent: ObjectExtent, pieces: Vec<Piece>) -> Option<Vec<Effect>> {
     let end = extent.offset + extent.length;
     let mut effects: Vec<Effect> = Vec::new();
     let mut is_cut = false;
     for piece in pieces {
+        let Held::Object { object, at: held_at, offset: held_offset, size: held_size } = piece.held else {
+            return None;
+        };
         let target = layout.bytes_before(extent.object, piece.image_offset);
-        if !target.is_multiple_of(SPARSE_BLOCK) || !piece.offset.is_multiple_of(SPARSE_BLOCK) {
+        if !target.is_multiple_of(SPARSE_BLOCK) || !held_offset.is_multiple_of(SPARSE_BLOCK) {
             return None;
         }
-        let reaches_size = piece.offset + piece.length >= piece.size;
+        let reaches_size = held_offset + piece.length >= held_size;
         let mut length = piece.length;
         if !length.is_multiple_of(SPARSE_BLOCK) && !reaches_size {
             // Only at the end may a block be taken whole and cut afterwards.
@@ -162,22 +166,22 @@ pub(crate) fn share_effects(layout: Layout, extent: ObjectExtent, pieces: Vec<Pi
                 return None;
             }
             is_cut = true;
-            length = length.next_multiple_of(SPARSE_BLOCK).min(piece.size - piece.offset);
+            length = length.next_multiple_of(SPARSE_BLOCK).min(held_size - held_offset);
         }
         if let Some(Effect::ShareRange { source, at, offset, length: so_far, target_offset }) =
             effects.last_mut()
-            && *source == piece.object
-            && *at == piece.at
-            && *offset + *so_far == piece.offset
+            && *source == object
+            && *at == held_at
+            && *offset + *so_far == held_offset
             && *target_offset + *so_far == target
         {
             *so_far += length;
             continue;
         }
         effects.push(Effect::ShareRange {
-            source: piece.object,
-            at: piece.at,
-            offset: piece.offset,
+            source: object,
+            at: held_at,
+            offset: held_offset,
             length,
             target_offset: target,
         });

@@ -15,6 +15,7 @@ mod migration;
 mod names;
 mod notify;
 mod parent;
+mod pin;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ mod value;
 pub use children::{ChildSpec, Children, V1Children, v1_children_key};
 pub use directory::{DirectoryState, decode_directory_state, encode_directory_state};
 pub use group::GroupRef;
-pub use intent::{BasePoint, KEY_INTENT, MigrationIntent, MigrationPeer, MigrationPhase};
+pub use intent::{BasePoint, KEY_INTENT, MigrationIntent, MigrationPeer, MigrationPhase, Origin};
 pub use keys::{
     KEY_DIRECTORY_STATE, PREFIX_METADATA, PREFIX_SNAP_CHILDREN, PREFIX_SNAPSHOT, directory_id,
     directory_name, header, metadata, namespace_name, parse_hex_id, snap_children, snapshot as snapshot_key,
@@ -37,6 +38,7 @@ pub use names::{
 };
 pub use notify::{Message, NotifyClient, RequestId, decode_response, encode_response};
 pub use parent::ParentRecord;
+pub use pin::{ImportPin, pin_key, pinned_by};
 pub use snapshot::{MirrorSnapshot, Protection, SnapshotNamespace, SnapshotRecord};
 pub use trash::{TrashEntry, TrashNotice, TrashSource, TrashState};
 pub use value::{

@@ -11,6 +11,7 @@ mod layout;
 mod load;
 mod migrating;
 mod parent;
+mod pins;
 mod snapshots;
 mod update;
 

@@ -25,7 +25,7 @@ use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::live_map::LiveMap;
 use crate::revision::Revision;
 
-pub use open::{layout_of, open_revision};
+pub use open::{layout_of, open_origin, open_revision};
 
 /// A snapshot that shows a part of the parent.
 #[derive(Clone, Debug, PartialEq, Eq)]

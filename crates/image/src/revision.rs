@@ -16,8 +16,10 @@ use ferry_core::{
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+mod ancestor;
 mod owners;
 
+pub use ancestor::{Ancestor, ForeignPoint, source_point};
 use owners::Owner;
 pub use owners::Owners;
 
@@ -56,27 +58,39 @@ pub struct Revision {
 /// The ancestor of a revision.
 #[derive(Clone, Debug)]
 pub struct Parent {
-    /// The parent at the snapshot cloned.
-    pub revision: Arc<Revision>,
+    /// The parent at the snapshot cloned, or the source of a migration.
+    pub ancestor: Ancestor,
     /// How much of it shows. Bytes from the start of the image, at most the parent's size.
     pub overlap: u64,
 }
 
-/// A part of an ancestor's object that a range of an image reads.
+/// A part of a range of an image that something holds, and who does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The object; it exists.
-    pub object: ObjectId,
-    /// The snapshot it is read at.
-    pub at: SnapId,
-    /// Bytes from the start of the object.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
+    /// Where it is held.
+    pub held: Held,
     /// Where it shows. Bytes from the start of the image.
     pub image_offset: u64,
-    /// Size of the object. Bytes; what is behind it reads as zeros.
-    pub size: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Who holds a piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// An object of the image or of an ancestor; it exists.
+    Object {
+        /// Which.
+        object: ObjectId,
+        /// The snapshot it is read at.
+        at: SnapId,
+        /// Bytes from the start of the object.
+        offset: u64,
+        /// Size of the object. Bytes; what is behind it reads as zeros.
+        size: u64,
+    },
+    /// A foreign source.
+    Foreign,
 }
 
 /// A read that one object answers.
@@ -135,7 +149,7 @@ impl Revision {
     /// Bytes of the parent that show through where there is no object; 0 without a parent.
     #[must_use]
     pub fn overlap(&self) -> u64 {
-        self.parent.as_ref().map_or(0, |p| p.overlap.min(p.revision.size).min(self.size))
+        self.parent.as_ref().map_or(0, |p| p.overlap.min(p.ancestor.size()).min(self.size))
     }
 
     /// How many bytes from the start of `object` show the parent where the object is missing.
@@ -265,10 +279,11 @@ impl Revision {
     pub fn is_in_one_store(&self) -> bool {
         let mut child = self;
         while let Some(parent) = &child.parent {
-            if parent.revision.store.identity() != self.store.identity() {
+            let Ancestor::Image(above) = &parent.ancestor else { return false };
+            if above.store.identity() != self.store.identity() {
                 return false;
             }
-            child = &parent.revision;
+            child = above;
         }
         true
     }
@@ -282,11 +297,11 @@ impl Revision {
     }
 
     /// Looks up the ancestors for who holds an object this image lacks. `None` where one ancestor does not answer for the whole
-    /// of it: other layouts, an overlap that ends inside.
+    /// of it: other layouts, an overlap that ends inside, a foreign source.
     async fn find_owner(&self, object: ObjectNo) -> Result<Option<Owner>> {
         let mut child = self;
         while let Some(parent) = &child.parent {
-            let ancestor = &parent.revision;
+            let Ancestor::Image(ancestor) = &parent.ancestor else { return Ok(None) };
             let whole = child.overlap_in(object) >= self.length_of(object);
             if !whole || ancestor.layout != self.layout || self.layout.is_striped() {
                 return Ok(None);
@@ -304,7 +319,7 @@ impl Revision {
         Box::pin(async move {
             let Some(parent) = &self.parent else { return Ok(Vec::new()) };
             let reads = stream::iter(self.below_overlap(extent))
-                .map(|part| async move { parent.revision.read(part.offset, part.length).await });
+                .map(|part| async move { parent.ancestor.read(part.offset, part.length).await });
             let parts: Vec<SparseData> = reads.buffered(OBJECTS_IN_FLIGHT).try_collect().await?;
             Ok(parts.into_iter().flat_map(|p| p.extents).collect())
         })
@@ -373,12 +388,9 @@ impl Revision {
         for part in self.layout.image_extents(extent) {
             if offset < size {
                 pieces.push(Piece {
-                    object: object.clone(),
-                    at: self.snap,
-                    offset,
-                    length: part.length.min(size - offset),
+                    held: Held::Object { object: object.clone(), at: self.snap, offset, size },
                     image_offset: part.offset,
-                    size,
+                    length: part.length.min(size - offset),
                 });
             }
             offset += part.length;
@@ -391,7 +403,7 @@ impl Revision {
         let mut pieces = Vec::new();
         if let Some(parent) = &self.parent {
             for part in self.below_overlap(extent) {
-                pieces.extend(parent.revision.locate(part.offset, part.length).await?);
+                pieces.extend(parent.ancestor.locate(part.offset, part.length).await?);
             }
         }
         Ok(pieces)

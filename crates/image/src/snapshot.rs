@@ -7,6 +7,7 @@
 //! - The object map of a snapshot is a copy of HEAD's, whose objects are clean afterwards.
 
 mod maps;
+mod pins;
 #[cfg(test)]
 mod tests;
 
@@ -178,9 +179,11 @@ pub async fn remove(image: &mut Image, name: &str) -> Result<()> {
 /// As [`remove`], by id and in any namespace.
 ///
 /// # Errors
-/// As [`remove`]; `Busy` (16) for one in the trash that clones use.
+/// As [`remove`]; `Busy` (16) for one in the trash that clones use, or one that an import reads.
 pub async fn remove_by_id(image: &mut Image, id: SnapId) -> Result<()> {
     image.acquire().await?;
+    pins::drop_stale(image, Some(id)).await?;
+    image.header.check_unpinned(id)?;
     let in_trash = image.header.snap(id)?.namespace.is_trash();
     if !in_trash {
         let uuid = new_uuid(&*image.pool.env.rng);
@@ -199,6 +202,14 @@ pub async fn remove_by_id(image: &mut Image, id: SnapId) -> Result<()> {
     image.pool.store.release_snap(image.data_pool(), id).await?;
     image.update_header(|h| h.remove_snapshot(id).map(drop)).await?;
     image.pool.store.flush().await
+}
+
+/// Takes away the pins of imports that are over; a crash may leave some.
+///
+/// # Errors
+/// Those of the stores.
+pub async fn drop_stale_pins(image: &mut Image) -> Result<()> {
+    pins::drop_stale(image, None).await
 }
 
 /// Removes snapshots in the trash namespace that nothing uses any more; a crash may leave some.

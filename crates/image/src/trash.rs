@@ -127,6 +127,26 @@ pub async fn unlink(pool: &Pool, name: &str, id: &str, source: TrashSource, dela
     notify(pool, &TrashNotice::Added { id: id.to_owned(), entry }).await
 }
 
+/// Notes an image that is about to be made, so that it is found by its name and can be taken away where that is cut off.
+///
+/// # Errors
+/// Those of the store.
+///
+/// # Crash safety
+/// The entry goes with [`forget`] once the image is whole, or as part of its removal.
+pub async fn announce(pool: &Pool, name: &str, id: &str) -> Result<()> {
+    let now = pool.env.clock.now();
+    let entry = TrashEntry {
+        source: TrashSource::Removing,
+        name: name.to_owned(),
+        deleted: now,
+        deferred_until: now,
+        state: TrashState::Moving,
+        newer: false,
+    };
+    put(pool, id, &entry).await
+}
+
 /// Takes all names of an image away: the one given, and the one the directory has where a rename was cut off.
 pub(crate) async fn remove_names(pool: &Pool, name: &str, id: &str) -> Result<()> {
     let listed = pool.image_name(id).await?;
@@ -175,7 +195,10 @@ pub async fn set_state(pool: &Pool, id: &str, state: TrashState, expected: &[Tra
 }
 
 /// Drops an entry; nothing where there is none.
-pub(crate) async fn forget(pool: &Pool, id: &str) -> Result<()> {
+///
+/// # Errors
+/// Those of the store.
+pub async fn forget(pool: &Pool, id: &str) -> Result<()> {
     pool.change_key(&pool.object(TRASH_OBJECT), &trash_key(id), |_| Ok(None)).await?;
     notify(pool, &TrashNotice::Removed { id: id.to_owned() }).await
 }

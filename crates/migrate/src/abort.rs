@@ -256,7 +256,8 @@ async fn end_source(source: &mut End, target: &End) -> Result<()> {
         id: target.id.clone(),
     };
     let (phase, overlaps) = (MigrationPhase::Aborted, std::collections::BTreeMap::new());
-    let intent = MigrationIntent { uuid, phase, peer, base: None, overlaps, newer: false };
+    let intent =
+        MigrationIntent { uuid, phase, peer, base: None, overlaps, origin: None, cursor: 0, newer: false };
     source
         .update(|h| {
             h.end_migration();

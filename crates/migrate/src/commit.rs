@@ -35,8 +35,10 @@ pub struct Receipt {
     pub uuid: [u8; 16],
     /// When.
     pub at: Timestamp,
-    /// What was moved: pool, namespace, name, id.
+    /// What was moved: pool, namespace, name, id; all empty where it was no image.
     pub source: [String; 4],
+    /// The source spec of an import; else empty.
+    pub source_spec: String,
     /// Where it is now.
     pub target: [String; 4],
     /// Size of the image. Bytes.
@@ -121,23 +123,26 @@ async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verificatio
 }
 
 /// `pool/namespace/image`, the namespace only where there is one.
-fn full_name(child: &Child) -> String {
+pub(crate) fn full_name(child: &Child) -> String {
     let namespace = child.namespace.as_str();
     let middle = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
     format!("{}/{middle}{}", child.pool_name, child.name)
 }
 
+/// Pool, namespace, name and id of an end.
+pub(crate) fn place_of(end: &End) -> [String; 4] {
+    let (pool, namespace) = (end.pool.info.name.clone(), end.pool.namespace.as_str().to_owned());
+    [pool, namespace, end.name.clone(), end.id.clone()]
+}
+
 fn receipt(ends: &Ends, verification: Option<Verification>) -> Receipt {
-    let place = |end: &End| {
-        let (pool, namespace) = (end.pool.info.name.clone(), end.pool.namespace.as_str().to_owned());
-        [pool, namespace, end.name.clone(), end.id.clone()]
-    };
     let intent = ends.target.intent().or(ends.source.intent());
     Receipt {
         uuid: intent.map_or([0; 16], |i| i.uuid),
         at: ends.target.pool.env.clock.now(),
-        source: place(&ends.source),
-        target: place(&ends.target),
+        source: place_of(&ends.source),
+        source_spec: String::new(),
+        target: place_of(&ends.target),
         size: ends.target.header.as_ref().map_or(0, |h| h.size),
         verification,
     }
@@ -167,7 +172,12 @@ async fn pass_over(ends: &mut Ends) -> Result<()> {
             .await?;
         ends.source.pool.store.flush().await?;
     }
-    let mut target = ends.target.open().await?;
+    make_plain(&mut ends.target, true).await
+}
+
+/// Makes a target a plain image, in one op; its note is kept until the other end has been cleared up too, or goes at once.
+pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
+    let mut target = end.open().await?;
     target.acquire().await?;
     sweep(&target).await?;
     if let Some(base) = target.header.base() {
@@ -177,6 +187,9 @@ async fn pass_over(ends: &mut Ends) -> Result<()> {
     let changed = target
         .update_header(|h| {
             h.end_migration();
+            if !keeps_note {
+                h.intent = None;
+            }
             if let Some(intent) = &mut h.intent {
                 intent.phase = MigrationPhase::Committed;
                 intent.base = None;
@@ -187,6 +200,6 @@ async fn pass_over(ends: &mut Ends) -> Result<()> {
         .await;
     target.close().await?;
     changed?;
-    ends.target.pool.store.flush().await?;
-    ends.target.reload().await
+    end.pool.store.flush().await?;
+    end.reload().await
 }

@@ -11,6 +11,8 @@ use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::trash;
 
+use crate::import::Import;
+
 /// One end of a migration.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -107,6 +109,8 @@ pub struct Ends {
 pub enum Finding {
     /// An end of a migration.
     Migrating(Box<Ends>),
+    /// The target of an import.
+    Importing(Box<Import>),
     /// An image that is not migrating.
     Plain,
 }
@@ -115,12 +119,14 @@ impl Ends {
     /// The migration one end of which is, or was, called `name`.
     ///
     /// # Errors
-    /// `NotFound` (2) where there is no such image; `Invalid` (22) where it is not migrating; those of the stores, where the
-    /// other end is in another.
+    /// `NotFound` (2) where there is no such image; `Invalid` (22) where it is not migrating, or the target of an import; those
+    /// of the stores, where the other end is in another.
     pub async fn find(pool: &Pool, name: &str) -> Result<Self> {
         match Self::look_up(pool, name).await? {
             Finding::Migrating(ends) => Ok(*ends),
-            Finding::Plain => Err(Error::invalid("image is not migrating").with("image", name)),
+            Finding::Importing(_) | Finding::Plain => {
+                Err(Error::invalid("image is not migrating").with("image", name))
+            }
         }
     }
 
@@ -134,15 +140,15 @@ impl Ends {
             None => pool.listed_id(name).await?,
         };
         if let Some(id) = &named
-            && let Some(ends) = Self::of(pool, name, id).await?
+            && let Some(found) = Self::of(pool, name, id).await?
         {
-            return Ok(Finding::Migrating(Box::new(ends)));
+            return Ok(found);
         }
         for source in [TrashSource::Migration, TrashSource::Removing] {
             if let Some((id, _)) = trash::find_by_name(pool, name, source).await?
-                && let Some(ends) = Self::of(pool, name, &id).await?
+                && let Some(found) = Self::of(pool, name, &id).await?
             {
-                return Ok(Finding::Migrating(Box::new(ends)));
+                return Ok(found);
             }
         }
         if named.is_some() {
@@ -152,10 +158,13 @@ impl Ends {
     }
 
     /// The migration that the image with this id is an end of, if it is one.
-    async fn of(pool: &Pool, name: &str, id: &str) -> Result<Option<Self>> {
+    async fn of(pool: &Pool, name: &str, id: &str) -> Result<Option<Finding>> {
         let mut this = End { pool: pool.clone(), name: name.to_owned(), id: id.to_owned(), header: None };
         this.reload().await?;
         let Some(header) = this.header.clone() else { return Ok(None) };
+        if is_import(&header) {
+            return Ok(Some(Finding::Importing(Box::new(Import { target: this }))));
+        }
         let side = match (&header.migration, &header.intent) {
             (Some(record), _) => record.side,
             (None, Some(intent)) => match intent.phase {
@@ -174,7 +183,7 @@ impl Ends {
             Self { source: other, target: this }
         };
         ends.settle().await?;
-        Ok(Some(ends))
+        Ok(Some(Finding::Migrating(Box::new(ends))))
     }
 
     /// Carries what only one end knows over to the other: a prepare that was cut off between its last two steps.
@@ -221,6 +230,12 @@ impl Ends {
         self.source.pool.store.flush().await?;
         self.target.pool.store.flush().await
     }
+}
+
+/// Whether an image is the target of an import.
+fn is_import(header: &Header) -> bool {
+    header.migration.as_ref().is_some_and(|m| !m.source_spec.is_empty())
+        || header.intent.as_ref().is_some_and(|i| i.origin.is_some())
 }
 
 /// The other end of a migration, its header not read yet.

@@ -4,6 +4,7 @@
 //! - An object is complete or shows the source; doing one again costs a look. So a killed execute goes on where it was.
 //! - An error of the source ends it: the state stays `Executing`, and the target goes on reading through.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -143,15 +144,34 @@ pub async fn execute(
     pace: &dyn Pace,
     progress: Progress<'_>,
 ) -> Result<Copied> {
-    begin(ends).await?;
+    let state = ends.state();
+    ends.source.need_header()?;
+    begin(&mut [&mut ends.source, &mut ends.target], state).await?;
     target.refresh().await?;
     target.acquire().await?;
     let objects = candidates(ends, target).await?;
+    let copied =
+        copy_objects(&mut [&mut ends.source, &mut ends.target], target, objects, 0, pace, progress).await?;
+    finish(Some(&mut ends.source), &mut ends.target, target).await?;
+    Ok(copied)
+}
+
+/// Copies objects, ascending; those below `from` are done already. How far it is goes to the records of `ends`.
+pub(crate) async fn copy_objects(
+    ends: &mut [&mut End],
+    target: &ImageDevice,
+    objects: Vec<ObjectNo>,
+    from: u64,
+    pace: &dyn Pace,
+    progress: Progress<'_>,
+) -> Result<Copied> {
     let total = objects.len() as u64;
-    let mut copied = Copied::default();
-    let mut shown = 0;
+    let done = objects.partition_point(|o| o.0 < from);
+    let mut copied = Copied { objects: done as u64, migrated: 0 };
+    let mut shown = copied.objects * 100 / total.max(1);
     let mut work = FuturesUnordered::new();
-    let mut next = objects.into_iter();
+    let mut under_way = BTreeSet::new();
+    let mut next = objects.into_iter().skip(done).peekable();
     let object_size = target.io().revision().layout.object_size();
     let mut is_last = false;
     while !is_last || !work.is_empty() {
@@ -159,29 +179,29 @@ pub async fn execute(
             match next.next() {
                 Some(object) => {
                     pace.admit(object_size).await?;
-                    work.push(target.migrate_object(object));
+                    under_way.insert(object);
+                    work.push(async move { (object, target.migrate_object(object).await) });
                 }
                 None => is_last = true,
             }
         }
-        let Some(done) = work.next().await else { continue };
+        let Some((object, migrated)) = work.next().await else { continue };
+        copied.migrated += u64::from(migrated? != Migrated::Nothing);
+        under_way.remove(&object);
         copied.objects += 1;
-        copied.migrated += u64::from(done? != Migrated::Nothing);
         progress(copied.objects, total);
         let percent = copied.objects * 100 / total.max(1);
         if percent > shown {
             shown = percent;
-            describe(ends, percent).await?;
+            let first = under_way.first().or(next.peek()).map_or(object.0 + 1, |o| o.0);
+            describe(ends, percent, first).await?;
         }
     }
-    drop(work);
-    finish(ends, target).await?;
     Ok(copied)
 }
 
 /// Checks the state and writes the new one.
-async fn begin(ends: &mut Ends) -> Result<()> {
-    let state = ends.state();
+pub(crate) async fn begin(ends: &mut [&mut End], state: MigrationState) -> Result<()> {
     match state {
         MigrationState::Prepared | MigrationState::Executing => {}
         MigrationState::Aborting => {
@@ -194,8 +214,7 @@ async fn begin(ends: &mut Ends) -> Result<()> {
             return Err(Error::invalid("current migration state is another").with("state", state));
         }
     }
-    ends.source.need_header()?;
-    for end in [&mut ends.source, &mut ends.target] {
+    for end in ends {
         if end.state() != Some(MigrationState::Executing) {
             end.set_state(MigrationState::Executing, "0% complete").await?;
         }
@@ -203,48 +222,64 @@ async fn begin(ends: &mut Ends) -> Result<()> {
     Ok(())
 }
 
-/// Notes for people how far it is; nobody is woken up for that.
-async fn describe(ends: &mut Ends, percent: u64) -> Result<()> {
+/// Notes for people how far it is, and for the next execute of an import below which object all is done; nobody is woken up
+/// for that.
+async fn describe(ends: &mut [&mut End], percent: u64, first: u64) -> Result<()> {
     let text = format!("{percent}% complete");
-    for end in [&mut ends.source, &mut ends.target] {
-        end.update(|h| h.set_migration_state(MigrationState::Executing, &text)).await?;
+    for end in ends {
+        end.update(|h| {
+            if let Some(intent) = h.intent.as_mut().filter(|i| i.origin.is_some()) {
+                intent.cursor = intent.cursor.max(first);
+            }
+            h.set_migration_state(MigrationState::Executing, &text)
+        })
+        .await?;
     }
     Ok(())
 }
 
 /// All is there: says so, durably, and lets clients know.
-async fn finish(ends: &mut Ends, target: &ImageDevice) -> Result<()> {
-    ends.target.pool.store.flush().await?;
-    ends.source.set_state(MigrationState::Executed, "").await?;
-    target
+pub(crate) async fn finish(source: Option<&mut End>, target: &mut End, device: &ImageDevice) -> Result<()> {
+    target.pool.store.flush().await?;
+    if let Some(source) = source {
+        source.set_state(MigrationState::Executed, "").await?;
+    }
+    device
         .exclusively(async |image| {
             image.update_header(|h| h.set_migration_state(MigrationState::Executed, "")).await
         })
         .await?;
-    ends.target.pool.store.flush().await?;
-    ends.target.reload().await
+    target.pool.store.flush().await?;
+    target.reload().await
 }
 
 /// The objects of the target that the source, at any point that counts, may have something for. Ascending.
 async fn candidates(ends: &Ends, target: &ImageDevice) -> Result<Vec<ObjectNo>> {
+    let takes_parent = ends.target.record().is_some_and(|r| r.flatten);
+    candidates_of(&ends.source, takes_parent, target).await
+}
+
+/// As [`candidates`], of a source that is an image; what its parent has is taken along, or not.
+pub(crate) async fn candidates_of(
+    from: &End,
+    takes_parent: bool,
+    target: &ImageDevice,
+) -> Result<Vec<ObjectNo>> {
     let io = target.io();
     let Some(history) = io.history() else { return Ok(Vec::new()) };
     let layout = io.revision().layout;
     let count = history.object_count();
-    let source = ends.source.need_header()?;
-    let record = ends.target.record();
-    // What a parent has is taken along too.
-    let takes_parent = source.parent_spec().is_some() && record.is_some_and(|r| r.flatten);
-    if takes_parent {
+    let source = from.need_header()?;
+    if source.parent_spec().is_some() && takes_parent {
         return Ok((0..count).map(ObjectNo).collect());
     }
-    let Some(allocated) = allocated(&ends.source, source).await? else {
+    let Some(allocated) = allocated(from, source).await? else {
         return Ok((0..count).map(ObjectNo).collect());
     };
     let mut wanted = Vec::new();
-    let from = layout_of(source)?;
+    let of_source = layout_of(source)?;
     for object in allocated {
-        wanted.extend(overlapping(from, object, layout).filter(|o| o.0 < count));
+        wanted.extend(overlapping(of_source, object, layout).filter(|o| o.0 < count));
         // Many source objects make one target object, and the other way round; keep the list short.
         if wanted.len() > 1 << 20 {
             tidy(&mut wanted);
@@ -254,7 +289,7 @@ async fn candidates(ends: &Ends, target: &ImageDevice) -> Result<Vec<ObjectNo>> 
     Ok(wanted)
 }
 
-fn tidy(objects: &mut Vec<ObjectNo>) {
+pub(crate) fn tidy(objects: &mut Vec<ObjectNo>) {
     objects.sort_unstable();
     objects.dedup();
 }

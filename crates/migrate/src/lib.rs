@@ -6,6 +6,8 @@
 //!                         └──────────────────┴───────────────┴── abort ──► Aborting ──► (gone: the source is back)
 //! ```
 //!
+//! An import goes the same way, but only its target has a record: see `import`.
+//!
 //! Invariants
 //! - Both headers carry a record (`rbd`'s, key `migration`) and ferry's own note (key `ferry.migration`) with one uuid.
 //! - Every step is idempotent: killed anywhere, the same call again reaches the same end.
@@ -18,6 +20,7 @@ mod children;
 mod commit;
 mod ends;
 mod execute;
+mod import;
 mod prepare;
 mod removal;
 mod verify;
@@ -26,5 +29,9 @@ pub use abort::{AbortOptions, Losses, abort, losses};
 pub use commit::{CommitOptions, Receipt, clones, commit};
 pub use ends::{End, Ends, Finding};
 pub use execute::{Control, Copied, Pace, execute};
+pub use import::{
+    Import, ImportFrom, ImportOptions, Imported, abort_import, commit_import, execute_import, import_clones,
+    import_losses, prepare_import, verify_import,
+};
 pub use prepare::{PrepareOptions, Prepared, Striping, prepare};
 pub use verify::{PointReport, Verification, verify};

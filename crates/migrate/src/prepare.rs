@@ -25,7 +25,7 @@ use ferry_image::id::new_image_id;
 use ferry_image::image::Image;
 use ferry_image::layout::Layout;
 use ferry_image::pool::Pool;
-use ferry_image::{remove, status, trash};
+use ferry_image::{remove, snapshot, status, trash};
 
 use crate::abort;
 use crate::children;
@@ -110,6 +110,9 @@ pub async fn prepare(
         }
     }
     let mut source = Image::open(pool, name, Opening::ReadWrite).await?;
+    if let Err(e) = snapshot::drop_stale_pins(&mut source).await {
+        return close_with(source, e).await;
+    }
     let plan = match Plan::make(&source, target, target_name, options).await {
         Ok(plan) => plan,
         Err(e) => return close_with(source, e).await,
@@ -142,6 +145,7 @@ async fn unfinished(pool: &Pool, name: &str) -> Result<Option<Ends>> {
             }
             Ok(Some(*ends))
         }
+        Ok(Finding::Importing(_)) => Err(Error::busy("image is migrating").with("image", name)),
         Ok(Finding::Plain) => Ok(None),
         Err(e) if e.kind() == ErrorKind::NotFound => cut_off_by_others(pool, name).await,
         Err(e) => Err(e),
@@ -298,6 +302,8 @@ impl<'a> Plan<'a> {
             },
             base: None,
             overlaps: BTreeMap::new(),
+            origin: None,
+            cursor: 0,
             newer: false,
         }
     }
@@ -370,6 +376,11 @@ async fn check_source(source: &Image) -> Result<()> {
     }
     if header.snaps.values().any(|s| !s.namespace.is_user()) {
         return Err(Error::busy("image has non-user type snapshots that are not supported by migration"));
+    }
+    if let Some((_, pin)) = header.pins()?.first() {
+        return Err(
+            Error::busy("image is being imported - not migrating").with("pinned_by", &pin.target.name)
+        );
     }
     if header.group.is_some() {
         return Err(Error::busy("image is in a consistency group - not migrating"));

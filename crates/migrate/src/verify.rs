@@ -3,6 +3,8 @@
 //! The target is looked at as it will be once the source is gone: nothing is read through. What was written to it since
 //! prepare lies above its point of prepare and does not count.
 
+use std::sync::Arc;
+
 use ferry_core::checksum::crc32c_of_two;
 use ferry_core::{Error, Result, SnapId, SparseData};
 use ferry_image::encoding::MigrationState;
@@ -11,7 +13,7 @@ use ferry_image::io::layout_of;
 use ferry_image::layout::{ObjectExtent, ObjectNo};
 use ferry_image::limits::OBJECTS_IN_FLIGHT;
 use ferry_image::progress::Progress;
-use ferry_image::revision::Revision;
+use ferry_image::revision::{Ancestor, Revision};
 use ferry_image::zeroes::is_zero;
 use futures_util::stream::{self, StreamExt};
 
@@ -20,7 +22,7 @@ use crate::ends::{End, Ends};
 use crate::execute::allocated;
 
 /// Bytes compared at once.
-const STEP: u64 = 4 << 20;
+pub(crate) const STEP: u64 = 4 << 20;
 
 /// What came of comparing one point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +83,8 @@ pub async fn verify(ends: &Ends, progress: Progress<'_>) -> Result<Verification>
     let total = points.len() as u64;
     let mut verification = Verification::default();
     for (snap, from, to) in points {
-        let (a, b) = (source.revision_at(from).await?, target.revision_at(to).await?);
+        let a = Ancestor::Image(Arc::new(source.revision_at(from).await?));
+        let b = target.revision_at(to).await?;
         verification.points.push(compare(snap, &a, &b, ranges.as_deref()).await?);
         progress(verification.points.len() as u64, total);
     }
@@ -103,7 +106,7 @@ async fn ranges(ends: &Ends, source: &Image, target: &Image) -> Result<Option<Ve
     Ok(Some(steps))
 }
 
-fn steps_of(end: &End, objects: &[ObjectNo]) -> Result<Vec<u64>> {
+pub(crate) fn steps_of(end: &End, objects: &[ObjectNo]) -> Result<Vec<u64>> {
     let layout = layout_of(end.need_header()?)?;
     let mut steps: Vec<u64> = Vec::new();
     for object in objects {
@@ -120,13 +123,13 @@ fn steps_of(end: &End, objects: &[ObjectNo]) -> Result<Vec<u64>> {
 }
 
 /// Compares one point.
-async fn compare(
+pub(crate) async fn compare(
     snap: Option<String>,
-    source: &Revision,
+    source: &Ancestor,
     target: &Revision,
     ranges: Option<&[u64]>,
 ) -> Result<PointReport> {
-    let size = source.size;
+    let size = source.size();
     let mut report = PointReport {
         snap,
         size,

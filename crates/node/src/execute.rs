@@ -333,7 +333,7 @@ impl Run<'_> {
             Command::Export(command) => Box::pin(self.export_command(command)).await,
             Command::Watch { image } => Box::pin(self.watch(&image)).await,
             Command::Nbd(options) => Box::pin(self.nbd(options)).await,
-            Command::Migration(command) => Box::pin(self.migration_command(command)).await,
+            Command::Migration(command) => Box::pin(self.migration_command(command, streams)).await,
         }
     }
 

@@ -29,6 +29,7 @@ use crate::devices::Devices;
 use crate::execute::{self, AGAIN, Ended};
 use crate::exporter::Exporter;
 use crate::jobs::Jobs;
+use crate::sources::Sources;
 use steward::Steward;
 
 /// Threads for what is served. More than there are cores: a device keeps its caller waiting while it reads from a disk.
@@ -47,6 +48,7 @@ pub(crate) enum Stay {
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) stores: Stores,
+    pub(crate) sources: Sources,
     pub(crate) env: Env,
     pub(crate) stay: Stay,
     door: OnceLock<Door>,
@@ -75,6 +77,7 @@ impl Host {
         let stores = Stores::new(kind, env.clone());
         Arc::new(Self {
             stores,
+            sources: Sources::default(),
             env,
             stay,
             door: OnceLock::new(),

@@ -14,6 +14,7 @@ mod host;
 mod jobs;
 pub mod options;
 pub mod serve;
+mod sources;
 pub mod spec;
 
 pub use execute::Node;

@@ -14,6 +14,9 @@ use super::progress::Reporter;
 /// The one last line of `rbd` that tells no error number.
 const MERGE_FAILED: &str = "rbd: merge-diff error";
 
+/// Of commands of which `rbd` only says that the file cannot be opened.
+const OPEN_FAILED: &str = "rbd: error opening";
+
 /// Names of the files of a command; `-` is standard input or output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Files {
@@ -83,8 +86,8 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Device(_)
         | Command::Export(_)
         | Command::Nbd(_)
-        | Command::Watch { .. }
-        | Command::Migration(_) => ("rbd: open error", None),
+        | Command::Watch { .. } => ("rbd: open error", None),
+        Command::Migration(_) => (OPEN_FAILED, None),
     }
 }
 
@@ -120,6 +123,9 @@ fn open_input(path: &str, rbd: &str) -> Result<File, Failure> {
         let mut failure = open_failed("cannot read", path, e, rbd);
         if rbd == MERGE_FAILED {
             failure = failure.lines([rbd]);
+        }
+        if rbd == OPEN_FAILED {
+            failure = failure.lines::<String>([]);
         }
         failure.after(format!("rbd: error opening {path}")).advise("no image was changed")
     })?;

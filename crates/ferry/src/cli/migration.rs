@@ -1,10 +1,11 @@
 //! Verbs on migrations.
 
-use ferry_node::api::{Command, Manner, MigrationCommand};
-use ferry_node::spec::{ImageSpec, SnapPresence, Wanted};
+use ferry_node::api::{Command, ImportSource, Manner, MigrationCommand, SpecText};
+use ferry_node::spec::{ImageSpec, SnapPresence, SnapSpec, Validation, Wanted};
 
 use super::Plan;
 use super::args::{Context, Flag, Kind, Parsed, Usage, Verb};
+use super::files::Files;
 use super::image::{FEATURES_REMARK, LAYOUT, layout};
 use super::output::Program;
 use super::spec::{
@@ -102,28 +103,71 @@ fn run(command: MigrationCommand) -> Result<Plan, Usage> {
     Plan::run(Command::Migration(command))
 }
 
+/// Who is asked decides how.
+fn manner(cx: &Context<'_>) -> Manner {
+    match cx.program {
+        Program::Ferry => Manner::Ferry,
+        Program::Rbd => Manner::Rbd,
+    }
+}
+
 fn prepare(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
-    if p.is_set("import-only") || p.is_set("source-spec") || p.is_set("source-spec-path") {
-        return Err(Usage::invalid("--import-only is not supported yet"));
+    let has_spec = p.is_set("source-spec") || p.is_set("source-spec-path");
+    if p.is_set("import-only") {
+        return import(p, cx);
+    }
+    if has_spec {
+        let text = "--import-only must be used in combination with source-spec/source-spec-path";
+        return Err(Usage::invalid(text));
     }
     let from = spec::image_or_snap(p, cx)?;
     if from.snap.is_some() {
         return Err(Usage::invalid("snapshot name specified for a command that doesn't use it"));
     }
     let source = from.image;
+    let target = target(p, cx, &source)?;
+    let flatten = p.is_set("flatten");
+    let manner = manner(cx);
+    run(MigrationCommand::Prepare { source, target, layout: layout(p)?, flatten, manner })
+}
+
+/// The target, which may be left out.
+fn target(p: &mut Parsed, cx: &Context<'_>, source: &ImageSpec) -> Result<ImageSpec, Usage> {
     let names_pool = p.is_set("dest-pool") || p.is_set("dest-namespace");
-    let target =
-        spec::resolve(p, cx, Wanted { snap: SnapPresence::None, ..Wanted::target() }.or_nothing())?.image;
-    let target = match (target.image.is_empty(), cx.program) {
+    let wanted = Wanted { snap: SnapPresence::None, ..Wanted::target() }.or_nothing();
+    let target = spec::resolve(p, cx, wanted)?.image;
+    Ok(match (target.image.is_empty(), cx.program) {
         (false, _) => target,
         // `rbd` takes its default pool, which is hardly ever meant.
         (true, Program::Ferry) if !names_pool => source.clone(),
         (true, _) => ImageSpec { image: source.image.clone(), ..target },
+    })
+}
+
+fn import(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
+    if p.is_set("source-spec") && p.is_set("source-spec-path") {
+        return Err(Usage::invalid("cannot specify both source-spec and source-spec-path"));
+    }
+    let layout = layout(p)?;
+    let manner = manner(cx);
+    let (text, path) = (p.text("source-spec"), p.text("source-spec-path"));
+    if text.is_none() && path.is_none() {
+        let (image, snap) = spec::snap(p, cx, Validation::Relaxed)?;
+        let target = target(p, cx, &image)?;
+        let source = ImportSource::Snapshot(SnapSpec { image, snap: Some(snap) });
+        return run(MigrationCommand::Import { source, target, layout, manner });
+    }
+    // The one image of the command is the target, however it is named.
+    let names_target = ["dest", "dest-pool", "dest-namespace"].iter().any(|name| p.is_set(name));
+    let target = if names_target { spec::target(p, cx)? } else { spec::new_image(p, cx)? };
+    if p.next_word().is_some() {
+        return Err(Usage::invalid("a source-spec and a source image cannot be given together"));
+    }
+    let base = std::env::current_dir().map_err(|_| Usage::invalid("the current directory is gone"))?;
+    let source = match text {
+        Some(text) => ImportSource::Spec { text: SpecText(text), base },
+        None => ImportSource::File { base },
     };
-    let manner = match cx.program {
-        Program::Ferry => Manner::Ferry,
-        Program::Rbd => Manner::Rbd,
-    };
-    let flatten = p.is_set("flatten");
-    run(MigrationCommand::Prepare { source, target, layout: layout(p)?, flatten, manner })
+    let command = Command::Migration(MigrationCommand::Import { source, target, layout, manner });
+    Plan::run_on(command, Files { input: path, ..Files::default() })
 }

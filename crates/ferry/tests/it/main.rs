@@ -11,6 +11,7 @@ mod errors;
 mod guest;
 mod harness;
 mod images;
+mod import_only;
 mod migration;
 mod nbd;
 mod owner;

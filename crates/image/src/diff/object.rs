@@ -19,7 +19,10 @@ enum Version {
 
 impl Diff {
     /// The changes in one object, of what it holds or of what shows through in its place.
-    pub(crate) async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
         let verdict = self.verdict(object);
         if verdict == Verdict::Unchanged {
             return Ok(self.lost_overlap(object));

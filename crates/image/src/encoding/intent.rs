@@ -10,8 +10,8 @@ use ferry_core::{Error, Namespace, PoolId, Result, SnapId};
 
 use super::refuse_newer;
 
-/// Version written, and the newest understood.
-const VERSION: u8 = 1;
+/// The newest version understood, and the one written where there is an [`Origin`]; else version 1 is written.
+const VERSION: u8 = 2;
 
 /// The key in the header.
 pub const KEY_INTENT: &str = "ferry.migration";
@@ -67,6 +67,28 @@ pub struct MigrationPeer {
     pub id: String,
 }
 
+impl MigrationPeer {
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self> {
+        Ok(Self {
+            store: bytes16(d)?,
+            place: d.string()?,
+            pool: PoolId(d.i64()?),
+            namespace: Namespace::new(&d.string()?),
+            name: d.string()?,
+            id: d.string()?,
+        })
+    }
+
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        e.raw(&self.store);
+        e.string(&self.place);
+        e.i64(self.pool.0);
+        e.string(self.namespace.as_str());
+        e.string(&self.name);
+        e.string(&self.id);
+    }
+}
+
 /// The target as it was at prepare: a point that only ferry knows. What is written to the target later leaves it alone, so
 /// that it tells what was copied from what was written since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +101,19 @@ pub struct BasePoint {
     pub parent_overlap: Option<u64>,
     /// The largest size of HEAD and all snapshots then. Bytes.
     pub largest: u64,
+}
+
+/// Where the target of an import takes its data from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This snapshot, and those before it, of the image at the other end.
+    Snapshot(SnapId),
+    /// What the record's source spec names, and what that said of itself at prepare
+    /// ([`ferry_core::source::BlockSource::pin`]).
+    Foreign {
+        /// Another pin later means other bytes.
+        pin: String,
+    },
 }
 
 /// The value of the key.
@@ -94,6 +129,10 @@ pub struct MigrationIntent {
     pub base: Option<BasePoint>,
     /// On the target: how much of the source each snapshot taken since prepare shows. Bytes by snapshot id.
     pub overlaps: BTreeMap<u64, u64>,
+    /// On the target of an import: what is imported. There is no record at the other end then.
+    pub origin: Option<Origin>,
+    /// Of an import: all objects below this number have been copied.
+    pub cursor: u64,
     /// Whether a newer release wrote it.
     pub newer: bool,
 }
@@ -108,14 +147,7 @@ impl MigrationIntent {
         let intent = d.frame(VERSION, |d, version| {
             let uuid = bytes16(d)?;
             let phase = MigrationPhase::from_code(d.u8()?)?;
-            let peer = MigrationPeer {
-                store: bytes16(d)?,
-                place: d.string()?,
-                pool: PoolId(d.i64()?),
-                namespace: Namespace::new(&d.string()?),
-                name: d.string()?,
-                id: d.string()?,
-            };
+            let peer = MigrationPeer::decode(d)?;
             let base = if d.bool()? {
                 Some(BasePoint {
                     snap: SnapId(d.u64()?),
@@ -130,7 +162,8 @@ impl MigrationIntent {
             for _ in 0..d.u32()? {
                 overlaps.insert(d.u64()?, d.u64()?);
             }
-            Ok(Self { uuid, phase, peer, base, overlaps, newer: version > VERSION })
+            let (origin, cursor) = if version >= 2 { (origin(d)?, d.u64()?) } else { (None, 0) };
+            Ok(Self { uuid, phase, peer, base, overlaps, origin, cursor, newer: version > VERSION })
         })?;
         d.expect_end()?;
         Ok(intent)
@@ -145,16 +178,13 @@ impl MigrationIntent {
     /// Never: there are fewer than 4 billion snapshots.
     pub fn encode(&self) -> Result<Bytes> {
         refuse_newer(self.newer, KEY_INTENT)?;
+        // Who does not know of origins must not take the target for that of an image.
+        let version = if self.origin.is_some() { VERSION } else { 1 };
         let mut e = Encoder::new();
-        e.frame(VERSION, 1, |e| {
+        e.frame(version, version, |e| {
             e.raw(&self.uuid);
             e.u8(self.phase.code());
-            e.raw(&self.peer.store);
-            e.string(&self.peer.place);
-            e.i64(self.peer.pool.0);
-            e.string(self.peer.namespace.as_str());
-            e.string(&self.peer.name);
-            e.string(&self.peer.id);
+            self.peer.encode(e);
             e.bool(self.base.is_some());
             if let Some(base) = &self.base {
                 e.u64(base.snap.0);
@@ -167,12 +197,34 @@ impl MigrationIntent {
                 e.u64(*snap);
                 e.u64(*overlap);
             }
+            if let Some(origin) = &self.origin {
+                match origin {
+                    Origin::Snapshot(snap) => {
+                        e.u8(1);
+                        e.u64(snap.0);
+                    }
+                    Origin::Foreign { pin } => {
+                        e.u8(2);
+                        e.string(pin);
+                    }
+                }
+                e.u64(self.cursor);
+            }
         });
         Ok(e.finish())
     }
 }
 
-fn bytes16(d: &mut Decoder<'_>) -> Result<[u8; 16]> {
+fn origin(d: &mut Decoder<'_>) -> Result<Option<Origin>> {
+    match d.u8()? {
+        0 => Ok(None),
+        1 => Ok(Some(Origin::Snapshot(SnapId(d.u64()?)))),
+        2 => Ok(Some(Origin::Foreign { pin: d.string()? })),
+        other => Err(Error::corrupt("unknown origin of an import").with("code", other)),
+    }
+}
+
+pub(super) fn bytes16(d: &mut Decoder<'_>) -> Result<[u8; 16]> {
     let mut array = [0; 16];
     array.copy_from_slice(d.raw(16)?);
     Ok(array)

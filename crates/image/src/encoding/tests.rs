@@ -1,15 +1,17 @@
 //! Tests of the records, on the bytes of the reference and on made-up older and newer ones.
 
+use std::collections::BTreeMap;
+
 use ferry_core::denc::Encoder;
 use ferry_core::{ErrorKind, Namespace, PoolId, SnapId, Timestamp};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 use super::{
-    ChildSpec, Children, Message, MigrationRecord, MigrationSide, MigrationState, MirrorSnapshot,
-    NotifyClient, ParentRecord, Protection, RequestId, SnapshotNamespace, SnapshotRecord, TrashEntry,
-    TrashNotice, TrashSource, TrashState, V1Children, data_prefix, decode_response, decode_string,
-    decode_u64, encode_response, encode_string, encode_u64, object_map_object, parse_hex_id, snapshot_key,
-    v1_children_key,
+    ChildSpec, Children, ImportPin, Message, MigrationIntent, MigrationPeer, MigrationPhase, MigrationRecord,
+    MigrationSide, MigrationState, MirrorSnapshot, NotifyClient, Origin, ParentRecord, Protection, RequestId,
+    SnapshotNamespace, SnapshotRecord, TrashEntry, TrashNotice, TrashSource, TrashState, V1Children,
+    data_prefix, decode_response, decode_string, decode_u64, encode_response, encode_string, encode_u64,
+    object_map_object, parse_hex_id, pin_key, pinned_by, snapshot_key, v1_children_key,
 };
 
 /// Bytes written as hex with blanks and, in quotes, text.
@@ -293,8 +295,8 @@ fn namespaces() -> impl Strategy<Value = SnapshotNamespace> {
         .prop_map(|(pool, group, snapshot)| SnapshotNamespace::Group { pool: PoolId(pool), group, snapshot });
     let trash = (any::<String>(), any::<u32>())
         .prop_map(|(original_name, original_type)| SnapshotNamespace::Trash { original_name, original_type });
-    let mirror = (any::<u8>(), any::<bool>(), any::<u64>(), any::<std::collections::BTreeMap<u64, u64>>())
-        .prop_map(|(state, complete, last_object, snap_seqs)| {
+    let mirror = (any::<u8>(), any::<bool>(), any::<u64>(), any::<BTreeMap<u64, u64>>()).prop_map(
+        |(state, complete, last_object, snap_seqs)| {
             SnapshotNamespace::Mirror(MirrorSnapshot {
                 state,
                 complete,
@@ -304,7 +306,8 @@ fn namespaces() -> impl Strategy<Value = SnapshotNamespace> {
                 last_object,
                 snap_seqs,
             })
-        });
+        },
+    );
     prop_oneof![Just(SnapshotNamespace::User), group, trash, mirror]
 }
 
@@ -338,4 +341,44 @@ proptest! {
             drop(super::GroupRef::decode(&input));
         }
     }
+}
+
+#[test]
+fn the_notes_of_imports_come_back_and_those_of_other_migrations_stay_as_old_releases_read_them() {
+    let peer = MigrationPeer {
+        store: [7; 16],
+        place: "/there".to_owned(),
+        pool: PoolId(3),
+        namespace: Namespace::default(),
+        name: "a".to_owned(),
+        id: "10".to_owned(),
+    };
+    let note = |origin: Option<Origin>| MigrationIntent {
+        uuid: [1; 16],
+        phase: MigrationPhase::Underway,
+        peer: peer.clone(),
+        base: None,
+        overlaps: BTreeMap::new(),
+        cursor: if origin.is_some() { 9 } else { 0 },
+        origin,
+        newer: false,
+    };
+    let pin = "24 bytes".to_owned();
+    for (origin, version) in
+        [(None, 1), (Some(Origin::Snapshot(SnapId(5))), 2), (Some(Origin::Foreign { pin }), 2)]
+    {
+        let note = note(origin);
+        let encoded = note.encode().unwrap();
+        assert_eq!(encoded[..2], [version, version]);
+        assert_eq!(MigrationIntent::decode(&encoded).unwrap(), note);
+        for cut in 0..encoded.len() {
+            assert!(MigrationIntent::decode(&encoded[..cut]).is_err(), "{cut}");
+        }
+    }
+    let pin = ImportPin { snaps: vec![SnapId(2), SnapId(4)], target: peer, newer: false };
+    assert_eq!(ImportPin::decode(&pin.encode().unwrap()).unwrap(), pin);
+    let uuid = [0xab; 16];
+    assert_eq!(&pin_key(&uuid)[..], format!("ferry.pin.{}", "ab".repeat(16)).as_bytes());
+    assert_eq!(pinned_by(&pin_key(&uuid)), Some(uuid));
+    assert_eq!(pinned_by(b"ferry.pin.AB"), None);
 }

@@ -3,7 +3,7 @@
 use ferry_core::{Error, ErrorKind, Result, SnapId};
 
 use super::Header;
-use crate::encoding::{BasePoint, MigrationRecord, MigrationSide, MigrationState};
+use crate::encoding::{BasePoint, MigrationRecord, MigrationSide, MigrationState, Origin};
 use crate::features::Features;
 
 /// How an image is opened.
@@ -18,7 +18,7 @@ pub enum Opening {
 /// What shows of the source of a migration where its target has no object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceLink {
-    /// The source's snapshot, or its HEAD.
+    /// The source's snapshot, or its HEAD; of a foreign source see [`crate::revision::source_point`].
     pub snap: SnapId,
     /// Bytes of it that show.
     pub overlap: u64,
@@ -38,8 +38,9 @@ impl Header {
     pub fn source_at(&self, at: SnapId) -> Result<Option<SourceLink>> {
         let Some(record) = self.migration.as_ref().filter(|_| self.redirects()) else { return Ok(None) };
         let size = self.size_at(at)?;
+        let head = self.source_head();
         if at == SnapId::HEAD {
-            return Ok(Some(SourceLink { snap: SnapId::HEAD, overlap: record.overlap.min(size) }));
+            return Ok(Some(SourceLink { snap: head, overlap: record.overlap.min(size) }));
         }
         if let Some(snap) = record.source_snap(at) {
             return Ok(Some(SourceLink { snap, overlap: size }));
@@ -48,7 +49,16 @@ impl Header {
         let noted = self.intent.as_ref().and_then(|i| i.overlaps.get(&at.0).copied());
         let is_base = self.base().is_some_and(|b| b.snap == at);
         let overlap = if is_base { size } else { noted.unwrap_or(record.overlap).min(size) };
-        Ok(Some(SourceLink { snap: SnapId::HEAD, overlap }))
+        Ok(Some(SourceLink { snap: head, overlap }))
+    }
+
+    /// What of the source the target's HEAD was made from.
+    #[must_use]
+    pub fn source_head(&self) -> SnapId {
+        match self.intent.as_ref().and_then(|i| i.origin.as_ref()) {
+            Some(Origin::Snapshot(snap)) => *snap,
+            Some(Origin::Foreign { .. }) | None => SnapId::HEAD,
+        }
     }
 
     /// Notes how much of the source a snapshot about to be taken will show.

@@ -92,9 +92,10 @@ impl Header {
     /// Moves a snapshot to the trash namespace under the name `uuid`, where clones may go on using it.
     ///
     /// # Errors
-    /// `NotFound` (2); `Busy` (16) where it is protected; `Exists` (17) where it is there already; `Invalid` (22) where
+    /// `NotFound` (2); `Busy` (16) where it is protected or being imported; `Exists` (17) where it is there already; `Invalid` (22) where
     /// another release's kind of snapshot is meant.
     pub fn trash_snapshot(&mut self, id: SnapId, uuid: &str) -> Result<()> {
+        self.check_unpinned(id)?;
         let snap =
             self.snaps.get_mut(&id).ok_or_else(|| Error::not_found("no such snapshot").with("id", id))?;
         if snap.protection != Protection::Unprotected {
@@ -115,8 +116,9 @@ impl Header {
     /// Removes a snapshot's record.
     ///
     /// # Errors
-    /// `NotFound` (2); `Busy` (16) where it is protected or has v2 clones.
+    /// `NotFound` (2); `Busy` (16) where it is protected, has v2 clones or is being imported.
     pub fn remove_snapshot(&mut self, id: SnapId) -> Result<RemovedSnapshot> {
+        self.check_unpinned(id)?;
         let snap = self.snap(id)?;
         if snap.protection != Protection::Unprotected {
             return Err(Error::busy("snapshot is protected").with("snapshot", &snap.name));

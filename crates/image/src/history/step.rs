@@ -1,14 +1,14 @@
 //! One step of an object's history: what it changes, and for which points.
 
-use ferry_core::{Effect, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId};
+use ferry_core::{DeviceExtent, Effect, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId};
 
 use super::{History, Point, context_before};
 use crate::copyup::{can_share, copy_effects, share_effects};
 use crate::diff::Diff;
 use crate::io::Io;
-use crate::layout::{ObjectExtent, ObjectNo};
+use crate::layout::{ImageExtent, ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
-use crate::revision::{Piece, Revision};
+use crate::revision::{Ancestor, Piece, Revision};
 
 /// What makes an object right for some more points.
 #[derive(Debug)]
@@ -40,11 +40,13 @@ impl History {
         };
         let Some(first) = first else { return Ok(None) };
         let point = &points[first].revision;
+        let mut is_nothing = false;
         let effects = match after.and(first.checked_sub(1)) {
             Some(before) => changes(io, &points[before].revision, point, object).await?,
             None => {
                 let mut effects = vec![Effect::Create, Effect::Truncate(0)];
                 effects.extend(content(io, point, object).await?);
+                is_nothing = after.is_none() && effects.len() == 2 && is_foreign(point);
                 effects
             }
         };
@@ -53,6 +55,10 @@ impl History {
             && shows_same(&points[end - 1].revision, &points[end].revision, object).await?
         {
             end += 1;
+        }
+        if is_nothing && end == points.len() {
+            // The source did not know, but it was all zeros.
+            return Ok(None);
         }
         let right_until = (end < points.len()).then(|| points[end - 1].revision.snap);
         let effects = match (right_until, points.last()) {
@@ -93,10 +99,19 @@ async fn first_needing(points: &[Point], object: ObjectNo) -> Result<Option<usiz
     Ok(None)
 }
 
+/// Whether the source of a point is a foreign one.
+fn is_foreign(point: &Revision) -> bool {
+    matches!(&point.parent, Some(parent) if parent.ancestor.image().is_none())
+}
+
 /// Whether two points show the same point of the source, and as much of it.
 fn is_same_source(a: &Revision, b: &Revision, object: ObjectNo) -> bool {
-    let source = |r: &Revision| r.parent.as_ref().map(|p| p.revision.snap);
-    source(a) == source(b) && a.overlap_in(object) == b.overlap_in(object)
+    let is_same = match (&a.parent, &b.parent) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.ancestor.is_same_point(&b.ancestor),
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    is_same && a.overlap_in(object) == b.overlap_in(object)
 }
 
 /// Whether the target needs an object of its own at a point.
@@ -110,8 +125,9 @@ async fn needs(point: &Point, object: ObjectNo) -> Result<bool> {
         return Ok(!revision.locate_in_parent(whole).await?.is_empty());
     }
     // The parent stays; what the source itself has, an empty object too, must hide it as it did.
-    let Some(parent) = &revision.parent else { return Ok(false) };
-    let source = &parent.revision;
+    let Some(source) = revision.parent.as_ref().and_then(|p| p.ancestor.image()) else {
+        return Ok(!revision.locate_in_parent(whole).await?.is_empty());
+    };
     for part in revision.below_overlap(whole) {
         for extent in source.layout.extents(part.offset, part.length) {
             if source.look(extent.object, ReadOp::stat()).await?.is_some() {
@@ -152,7 +168,7 @@ async fn changed(
         }
         return Ok(found);
     };
-    if from.revision.snap == to.revision.snap {
+    if from.ancestor.is_same_point(&to.ancestor) {
         if is > was {
             found.push((was, is, ExtentState::Data));
         }
@@ -161,21 +177,39 @@ async fn changed(
     if is == 0 {
         return Ok(found);
     }
-    let diff = Diff::between(Revision::clone(&from.revision), Revision::clone(&to.revision));
     let whole = ObjectExtent { object, offset: 0, length: is };
     for part in newer.layout.image_extents(whole) {
-        for extent in to.revision.layout.extents(part.offset, part.length) {
-            for change in diff.object_changes(extent.object).await? {
-                let from = change.offset.max(part.offset);
-                let until = (change.offset + change.length).min(part.end());
-                if from < until {
-                    let start = newer.layout.bytes_before(object, from);
-                    found.push((start, start + (until - from), change.state));
-                }
+        for change in source_changes(&from.ancestor, &to.ancestor, part).await? {
+            let from = change.offset.max(part.offset);
+            let until = (change.offset + change.length).min(part.end());
+            if from < until {
+                let start = newer.layout.bytes_before(object, from);
+                found.push((start, start + (until - from), change.state));
             }
         }
     }
     Ok(found)
+}
+
+/// What changed in the source, between two of its points, in a range and perhaps around it.
+async fn source_changes(older: &Ancestor, newer: &Ancestor, part: ImageExtent) -> Result<Vec<DeviceExtent>> {
+    match (older, newer) {
+        (Ancestor::Image(older), Ancestor::Image(newer)) => {
+            let diff = Diff::between(Revision::clone(older), Revision::clone(newer));
+            let mut found = Vec::new();
+            for extent in newer.layout.extents(part.offset, part.length) {
+                found.extend(diff.object_changes(extent.object).await?);
+            }
+            Ok(found)
+        }
+        (Ancestor::Foreign(older), Ancestor::Foreign(newer)) => {
+            newer.changes_since(older, part.offset, part.length).await
+        }
+        (Ancestor::Image(_), Ancestor::Foreign(_)) | (Ancestor::Foreign(_), Ancestor::Image(_)) => {
+            let whole = DeviceExtent { offset: part.offset, length: part.length, state: ExtentState::Data };
+            Ok(vec![whole])
+        }
+    }
 }
 
 /// The effects that make an object that is right for `older` right for `newer`.
@@ -212,8 +246,8 @@ fn whole_blocks(start: u64, end: u64, length: u64) -> (u64, u64) {
 
 /// What a point shows in a part of an object, shared where possible.
 async fn range_content(io: &Io, point: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
-    if let Some(parent) = &point.parent
-        && can_share(&parent.revision, io.revision())
+    if let Some(source) = point.parent.as_ref().and_then(|p| p.ancestor.image())
+        && can_share(source, io.revision())
     {
         let pieces: Vec<Piece> = point.locate_in_parent(extent).await?;
         // One that cuts the object would take what lies behind the range with it.

@@ -1,11 +1,13 @@
 //! From a header to something that can be read and written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use ferry_core::source::SourcePoint;
 use ferry_core::{Effect, Error, Namespace, ObjectId, PoolId, Result, SnapId, Store, WriteOp};
 
 use super::{Io, SnapLink};
-use crate::encoding::MigrationRecord;
+use crate::encoding::{MigrationIntent, MigrationRecord, Origin};
 use crate::features::{Features, Flags};
 use crate::header::{self, Header, ParentLink, SourceLink};
 use crate::history::History;
@@ -14,9 +16,9 @@ use crate::layout::Layout;
 use crate::limits::ANCESTORS_MAX;
 use crate::live_map::LiveMap;
 use crate::object_map::Loaded;
-use crate::peers::find_store;
+use crate::peers::{check_pin, find_store};
 use crate::pool::Pool;
-use crate::revision::{Owners, Parent, Revision};
+use crate::revision::{Ancestor, ForeignPoint, Owners, Parent, Revision, source_point};
 
 /// How the header cuts the image into objects.
 ///
@@ -33,29 +35,93 @@ pub fn layout_of(header: &Header) -> Result<Layout> {
 /// # Errors
 /// `NotFound` (2) where the snapshot, an ancestor or the store of a migration's source is gone; `Corrupt`; those of the store.
 pub async fn open_revision(pool: &Pool, header: &Header, at: SnapId) -> Result<Revision> {
+    let place = Place { store: Arc::clone(&pool.store), pool: pool.id(), namespace: pool.namespace.clone() };
+    open_chain(pool, place, Cow::Borrowed(header), at).await
+}
+
+/// What an end of an import is filled from, at `snap` of the source: a snapshot's id, of a foreign source see
+/// [`source_point`]. It need not show through any more.
+///
+/// # Errors
+/// As [`open_revision`]; `Invalid` (22) where the image is not the target of an import.
+pub async fn open_origin(pool: &Pool, header: &Header, snap: SnapId) -> Result<Ancestor> {
+    let (record, intent) = (header.migration.as_ref(), header.intent.as_ref());
+    match (record, intent.and_then(|i| i.origin.as_ref().map(|o| (i, o)))) {
+        (Some(record), Some((_, Origin::Foreign { pin }))) => {
+            open_foreign(pool, record, Some(pin), snap).await
+        }
+        (Some(_), Some((intent, Origin::Snapshot(_)))) => {
+            let (place, object) = other_end(&pool.store, pool, intent).await?;
+            let above = load_ancestor(&place, &object).await?;
+            let revision = open_chain(pool, place, Cow::Owned(above), snap).await?;
+            Ok(Ancestor::Image(Arc::new(revision)))
+        }
+        _ => Err(Error::invalid("the image is not the target of an import")),
+    }
+}
+
+/// A foreign source at a point.
+async fn open_foreign(
+    pool: &Pool,
+    record: &MigrationRecord,
+    pin: Option<&str>,
+    snap: SnapId,
+) -> Result<Ancestor> {
+    let source = pool.peers.source(&record.source_spec, pin).await?;
+    check_pin(&*source, pin)?;
+    let at = source_point(snap).ok_or_else(|| Error::corrupt("a snapshot of a source has no number"))?;
+    if let SourcePoint::Snapshot(n) = at
+        && n >= source.snapshots().len()
+    {
+        return Err(Error::not_found("a snapshot of the source of an import is gone").with("number", n + 1));
+    }
+    Ok(Ancestor::Foreign(ForeignPoint::new(source, at)))
+}
+
+/// Where the image at the other end of a migration is, and its header object.
+async fn other_end(own: &Arc<dyn Store>, pool: &Pool, intent: &MigrationIntent) -> Result<(Place, ObjectId)> {
+    let peer = &intent.peer;
+    let store = find_store(own, &*pool.peers, peer.store, &peer.place).await?;
+    let object = header::object(peer.pool, &peer.namespace, &peer.id);
+    Ok((Place { store, pool: peer.pool, namespace: peer.namespace.clone() }, object))
+}
+
+async fn load_ancestor(place: &Place, object: &ObjectId) -> Result<Header> {
+    header::load(&*place.store, object).await.map_err(|e| {
+        Error::new(e.kind(), "cannot read the header of an ancestor").errno_is(e.errno()).because(e)
+    })
+}
+
+/// As [`open_revision`], of an image anywhere.
+async fn open_chain(pool: &Pool, place: Place, header: Cow<'_, Header>, at: SnapId) -> Result<Revision> {
     // From the image up to the oldest ancestor, then put together the other way round.
     let mut chain = Vec::new();
-    let mut place =
-        Place { store: Arc::clone(&pool.store), pool: pool.id(), namespace: pool.namespace.clone() };
-    let mut up = Up::of(header, at)?;
-    let own = own_revision(&place, header, at)?;
+    let mut up = Up::of(&header, at)?;
+    let own = own_revision(&place, &header, at)?;
     chain.push((own, up.as_ref().map_or(0, Up::overlap)));
+    let mut place = place;
+    let mut top = None;
     while let Some(link) = up {
         if chain.len() > ANCESTORS_MAX {
             return Err(Error::corrupt("the image has too many ancestors"));
         }
-        let (there, object, snap) = link.resolve(place, pool).await?;
-        let above = header::load(&*there.store, &object).await.map_err(|e| {
-            Error::new(e.kind(), "cannot read the header of an ancestor").errno_is(e.errno()).because(e)
-        })?;
+        let (there, object, snap) = match link.resolve(place, pool).await? {
+            Above::Image(there, object, snap) => (there, object, snap),
+            Above::Foreign(ancestor) => {
+                top = Some(ancestor);
+                break;
+            }
+        };
+        let above = load_ancestor(&there, &object).await?;
         up = Up::of(&above, snap)?;
         let revision = own_revision(&there, &above, snap)?;
         chain.push((revision, up.as_ref().map_or(0, Up::overlap)));
         place = there;
     }
-    let (mut revision, _) = chain.pop().expect("the image itself is there");
+    let (mut revision, overlap) = chain.pop().expect("the image itself is there");
+    revision.parent = top.map(|ancestor| Parent { ancestor, overlap });
     while let Some((child, overlap)) = chain.pop() {
-        let parent = Parent { revision: Arc::new(revision), overlap };
+        let parent = Parent { ancestor: Ancestor::Image(Arc::new(revision)), overlap };
         revision = Revision { parent: Some(parent), ..child };
     }
     Ok(revision)
@@ -75,15 +141,24 @@ enum Up {
     /// The parent.
     Parent(ParentLink),
     /// The source of a migration under way.
-    Source { record: MigrationRecord, store: Option<([u8; 16], String)>, link: SourceLink },
+    Source { record: Box<MigrationRecord>, intent: Option<Box<MigrationIntent>>, link: SourceLink },
+}
+
+/// The next ancestor.
+#[derive(Debug)]
+enum Above {
+    /// Where it is, its header, and the snapshot meant.
+    Image(Place, ObjectId, SnapId),
+    /// It has no ancestors of its own.
+    Foreign(Ancestor),
 }
 
 impl Up {
     fn of(header: &Header, at: SnapId) -> Result<Option<Self>> {
         match (header.source_at(at)?, &header.migration) {
             (Some(link), Some(record)) => {
-                let store = header.intent.as_ref().map(|i| (i.peer.store, i.peer.place.clone()));
-                Ok(Some(Self::Source { record: record.clone(), store, link }))
+                let intent = header.intent.clone().map(Box::new);
+                Ok(Some(Self::Source { record: Box::new(record.clone()), intent, link }))
             }
             (Some(_), None) | (None, _) => Ok(header.parent_at(at)?.map(Self::Parent)),
         }
@@ -96,28 +171,48 @@ impl Up {
         }
     }
 
-    /// Where it is, its header, and the snapshot meant.
-    async fn resolve(self, from: Place, pool: &Pool) -> Result<(Place, ObjectId, SnapId)> {
+    async fn resolve(self, from: Place, pool: &Pool) -> Result<Above> {
         match self {
             Self::Parent(link) => {
                 let parent = link.parent;
                 let object = header::object(parent.pool, &parent.namespace, &parent.image_id);
                 let place = Place { pool: parent.pool, namespace: parent.namespace, ..from };
-                Ok((place, object, parent.snap))
+                Ok(Above::Image(place, object, parent.snap))
             }
-            Self::Source { record, store, link } => {
-                let store = match store {
-                    Some((identity, place)) => {
-                        find_store(&from.store, &*pool.peers, identity, &place).await?
-                    }
-                    None => from.store,
-                };
-                let object = header::object(record.pool, &record.namespace, &record.image_id);
-                let place = Place { store, pool: record.pool, namespace: record.namespace };
-                Ok((place, object, link.snap))
-            }
+            Self::Source { record, intent, link } => resolve_source(from, pool, &record, intent, link).await,
         }
     }
+}
+
+/// The other end of a migration, or what is imported.
+async fn resolve_source(
+    from: Place,
+    pool: &Pool,
+    record: &MigrationRecord,
+    intent: Option<Box<MigrationIntent>>,
+    link: SourceLink,
+) -> Result<Above> {
+    match intent.as_deref().and_then(|i| i.origin.as_ref().map(|o| (i, o))) {
+        Some((intent, Origin::Snapshot(_))) => {
+            let (place, object) = other_end(&from.store, pool, intent).await?;
+            return Ok(Above::Image(place, object, link.snap));
+        }
+        Some((_, Origin::Foreign { pin })) => {
+            return open_foreign(pool, record, Some(pin), link.snap).await.map(Above::Foreign);
+        }
+        // Prepared by another program, which notes nothing of the source.
+        None if !record.source_spec.is_empty() => {
+            return open_foreign(pool, record, None, link.snap).await.map(Above::Foreign);
+        }
+        None => {}
+    }
+    let store = match intent {
+        Some(intent) => find_store(&from.store, &*pool.peers, intent.peer.store, &intent.peer.place).await?,
+        None => from.store,
+    };
+    let object = header::object(record.pool, &record.namespace, &record.image_id);
+    let place = Place { store, pool: record.pool, namespace: record.namespace.clone() };
+    Ok(Above::Image(place, object, link.snap))
 }
 
 /// A revision without its ancestors.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use ferry_core::testing::{MemStore, TestRng, test_env};
-use ferry_core::{BlockDevice, Capabilities, Env, Error, Namespace, Reply, Result, SnapId, Store};
+use ferry_core::testing::{MemSource, MemStore, TestRng, test_env};
+use ferry_core::{
+    BlockDevice, BlockSource, Capabilities, Env, Error, Namespace, Reply, Result, SnapId, Store,
+};
 use ferry_image::clone::{self, CloneFormat};
 use ferry_image::create::{CreateOptions, create};
 use ferry_image::device::ImageDevice;
@@ -14,7 +16,7 @@ use ferry_image::encoding::Protection;
 use ferry_image::features::Features;
 use ferry_image::header::{Header, Opening};
 use ferry_image::image::Image;
-use ferry_image::peers::Peers;
+use ferry_image::peers::{Peers, check_pin};
 use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::resize::{Shrinking, resize};
@@ -36,14 +38,24 @@ pub(crate) enum Kind {
 
 /// All stores, as one process sees them.
 #[derive(Debug)]
-struct Both(Vec<Arc<dyn Store>>);
+struct Both(Vec<Arc<dyn Store>>, Option<Arc<MemSource>>);
 
 impl Peers for Both {
     fn store(&self, identity: [u8; 16], place: &str) -> Reply<Arc<dyn Store>> {
         let found = self.0.iter().find(|s| s.identity() == identity).cloned();
         Reply::ready(found.ok_or_else(|| Error::not_found("no such store").with("store", place)))
     }
+
+    fn source(&self, spec: &str, pin: Option<&str>) -> Reply<Arc<dyn BlockSource>> {
+        assert_eq!(spec, SPEC);
+        let source = self.1.clone().map(|s| s as Arc<dyn BlockSource>);
+        let found = source.ok_or_else(|| Error::not_found("no such source"));
+        Reply::ready(found.and_then(|source| check_pin(&*source, pin).map(|()| source)))
+    }
 }
+
+/// What names the foreign source.
+pub(crate) const SPEC: &str = "{\"type\":\"memory\"}";
 
 /// What an image should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +86,8 @@ pub(crate) struct Case {
     /// A clone of one of its snapshots.
     pub(crate) child: Option<Vec<u8>>,
     pub(crate) has_parent: bool,
+    /// A foreign source to import from.
+    pub(crate) foreign: Option<Arc<MemSource>>,
 }
 
 /// Largest image. Bytes.
@@ -116,7 +130,8 @@ impl Case {
         if rng.one_in(2) {
             options.layout = layout(&rng);
         }
-        Self { seed, rng, dies, env, stores, source, target, options, shadow, child, has_parent }
+        let foreign = None;
+        Self { seed, rng, dies, env, stores, source, target, options, shadow, child, has_parent, foreign }
     }
 
     /// The stores as a new process sees them, whose changes count.
@@ -137,7 +152,7 @@ impl Case {
         let store = Arc::clone(&stores[spot.store]);
         let pool = Pool::open(store, self.env.clone(), spot.pool, &Namespace::default()).await;
         // The pools are there as long as the process lives.
-        pool.unwrap().with_peers(Arc::new(Both(stores.to_vec())))
+        pool.unwrap().with_peers(Arc::new(Both(stores.to_vec(), self.foreign.clone())))
     }
 
     /// A pool as a healthy process sees it.
@@ -343,6 +358,11 @@ impl Case {
         if self.has_parent {
             self.remove_image(&pool, "parent").await?;
         }
+        self.check_nothing_left().await
+    }
+
+    /// No object of an image is left anywhere, and no entry in a trash.
+    pub(crate) async fn check_nothing_left(&self) -> Result<()> {
         for (n, store) in self.stores.iter().enumerate() {
             for info in store.pools().await? {
                 let page = store.list_objects(info.id, None, None, 4096).await?;
@@ -360,7 +380,7 @@ impl Case {
         Ok(())
     }
 
-    async fn remove_image(&self, pool: &Pool, name: &str) -> Result<()> {
+    pub(crate) async fn remove_image(&self, pool: &Pool, name: &str) -> Result<()> {
         let mut image = Image::open(pool, name, Opening::ReadWrite).await?;
         let names: Vec<_> = image.header.snaps.values().map(|s| (s.name.clone(), s.protection)).collect();
         for (snap, protection) in names {
@@ -390,12 +410,12 @@ pub(crate) fn snap_ids(header: &Header) -> Vec<SnapId> {
     header.snaps.keys().copied().collect()
 }
 
-fn zeros(size: u64) -> Vec<u8> {
+pub(crate) fn zeros(size: u64) -> Vec<u8> {
     vec![0; usize::try_from(size).unwrap()]
 }
 
 /// A layout and features.
-fn layout(rng: &TestRng) -> CreateOptions {
+pub(crate) fn layout(rng: &TestRng) -> CreateOptions {
     let order = u8::try_from(12 + rng.below(3)).unwrap();
     let striped = rng.one_in(3);
     let features = if rng.one_in(3) { Features::LAYERING } else { Features::DEFAULT };

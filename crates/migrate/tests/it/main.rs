@@ -3,9 +3,11 @@
 
 mod case;
 mod fault;
+mod import;
 mod steps;
 
 use case::{Case, Kind};
+use import::From;
 
 /// Cases of each kind that run each time; `FERRY_MIGRATION_CASES` for more.
 fn cases(default: u64) -> u64 {
@@ -69,4 +71,59 @@ fn an_error_of_the_source_is_an_error_and_never_zeros() {
     for seed in 0..cases(200) {
         futures_executor::block_on(Case::new(seed, Kind::TwoStores).unreadable_source());
     }
+}
+
+fn run_imports(from: From, kind: Kind, seeds: std::ops::Range<u64>) {
+    let only = std::env::var("FERRY_MIGRATION_SEED").ok().and_then(|n| n.parse::<u64>().ok());
+    let seeds = only.map_or(seeds, |seed| seed..seed + 1);
+    for seed in seeds {
+        let import = || futures_executor::block_on(Case::new(seed, kind).import(from));
+        let done = std::panic::catch_unwind(import);
+        assert!(done.is_ok(), "{from:?} {kind:?} seed {seed}");
+    }
+}
+
+#[test]
+fn foreign_sources_are_imported() {
+    for kind in [Kind::OneStore, Kind::OneStoreLeast] {
+        run_imports(From::Foreign, kind, 0..cases(800));
+    }
+}
+
+#[test]
+fn a_death_after_any_change_of_an_import_is_survived() {
+    run_imports(From::Foreign, Kind::DyingOneStore, 0..cases(2000));
+    run_imports(From::Snapshot, Kind::DyingTwoStores, 0..cases(1000));
+}
+
+#[test]
+fn snapshots_of_images_are_imported_and_stay() {
+    for kind in [Kind::OneStore, Kind::OneStoreCopying, Kind::OneStoreLeast, Kind::TwoStores] {
+        run_imports(From::Snapshot, kind, 0..cases(400));
+    }
+}
+
+#[test]
+fn a_foreign_source_that_fails_or_changes_is_an_error_and_never_zeros() {
+    for seed in 0..cases(200) {
+        futures_executor::block_on(Case::new(seed, Kind::OneStore).faulty_foreign());
+    }
+}
+
+#[test]
+fn a_flipped_byte_of_an_import_is_never_committed() {
+    let wanted = cases(200);
+    let mut flips = 0;
+    for seed in 0.. {
+        flips += u64::from(futures_executor::block_on(Case::new(seed, Kind::OneStore).flip_import()));
+        if flips >= wanted {
+            break;
+        }
+        assert!(seed < wanted * 20, "only {flips} flips");
+    }
+}
+
+#[test]
+fn nothing_is_fetched_before_it_is_needed_nor_twice() {
+    futures_executor::block_on(Case::new(1, Kind::OneStore).thrifty());
 }

@@ -12,10 +12,10 @@ use ferry_migrate::{
 use crate::case::{Case, Shadow, Spot, lasting, snap_ids};
 
 /// Changes within which a death comes. More than any verb needs here, so that some live on.
-const CHANGES: u64 = 90;
+pub(crate) const CHANGES: u64 = 90;
 
 /// Deaths one after the other before a verb is let through.
-const DEATHS_MAX: usize = 4;
+pub(crate) const DEATHS_MAX: usize = 4;
 
 impl Case {
     pub(crate) async fn run(mut self) {
@@ -70,7 +70,7 @@ impl Case {
     }
 
     /// Uses the target as a client would. Snapshots and sizes only where it may lose them.
-    async fn use_target(&self, now: &mut Shadow, lost: &mut bool, keeps_all: bool) -> Result<()> {
+    pub(crate) async fn use_target(&self, now: &mut Shadow, lost: &mut bool, keeps_all: bool) -> Result<()> {
         let target = self.target.clone();
         let pool = self.pool(&target).await;
         let device = self.open(&pool, target.name).await?;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{ImageSpec, PoolSpec, SnapSpec};
 
 pub use device::{DeviceCommand, MapOptions, MappedBy};
-pub use migration::{Manner, MigrationCommand};
+pub use migration::{ImportSource, Manner, MigrationCommand, SpecText};
 pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOptions, TlsFiles};
 
 /// A command and the settings given with it.

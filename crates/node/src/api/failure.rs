@@ -83,7 +83,13 @@ fn advice(error: &Error) -> Vec<String> {
             (Some(process), Some(store)) => format!(
                 "the images in {store} are safe; wait for process {process} or stop it, then run this command again"
             ),
-            (Some(_) | None, _) => return Vec::new(),
+            (Some(_) | None, _) => match error.fact("pinned_by") {
+                Some(target) => format!(
+                    "nothing was removed; `ferry migration commit {target}` or `ferry migration abort {target}` ends the \
+                     import that reads it"
+                ),
+                None => return Vec::new(),
+            },
         },
         ErrorKind::Corrupt => {
             "nothing was repaired or overwritten; `ferry check` lists what is damaged in a store".to_owned()

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use super::{
-    CloneCommand, Command, ConfigLevel, DeviceCommand, ExportCommand, ImageCommand, ImageRef, LayoutOptions,
-    MetaCommand, MigrationCommand, NamespaceCommand, PoolCommand, SnapCommand, TransferCommand, TrashCommand,
+    CloneCommand, Command, ConfigLevel, DeviceCommand, ExportCommand, ImageCommand, ImageRef, ImportSource,
+    LayoutOptions, MetaCommand, MigrationCommand, NamespaceCommand, PoolCommand, SnapCommand,
+    TransferCommand, TrashCommand,
 };
 use crate::spec::{ImageSpec, SnapSpec};
 
@@ -82,6 +83,13 @@ impl Command {
             Self::Nbd(options) => snap(&options.image),
             Self::Migration(MigrationCommand::Prepare { source, target, layout, .. }) => {
                 image(source).pool(&target.pool).layout(layout)
+            }
+            Self::Migration(MigrationCommand::Import { source, target, layout, .. }) => {
+                let places = image(target).layout(layout);
+                match source {
+                    ImportSource::Snapshot(snap) => places.pool(&snap.image.pool),
+                    ImportSource::Spec { .. } | ImportSource::File { .. } => places,
+                }
             }
             Self::Migration(command) => image(command.image()),
             Self::Check { pool: Some(pool) } => Places::default().pool(pool),

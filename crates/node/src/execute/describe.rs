@@ -163,7 +163,7 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
             MigrationSide::Target => (MigrationSource::Image(there), here),
         }
     } else {
-        (MigrationSource::Spec(record.source_spec.clone()), here)
+        (MigrationSource::Spec(crate::sources::shown(&record.source_spec)), here)
     };
     Ok(Migration { source, target, state: record.state.to_string(), description: record.description.clone() })
 }

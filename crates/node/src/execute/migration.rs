@@ -1,5 +1,7 @@
 //! Migrations: prepare, execute, verify, commit, abort.
 
+mod import;
+mod moved;
 mod receipt;
 
 use std::sync::PoisonError;
@@ -9,15 +11,14 @@ use ferry_image::create::CreateOptions;
 use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::features::Features;
-use ferry_migrate::{
-    AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification,
-};
+use ferry_migrate::{AbortOptions, CommitOptions, End, PrepareOptions, Prepared, Striping, Verification};
 
 use super::opened::Opened;
 use super::pace::Throttle;
 use super::{Run, failed};
-use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response};
+use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response, Streams};
 use crate::spec::ImageSpec;
+use moved::Moved;
 
 /// Name of the variable that asks for a fault, so that what checks copies can be checked.
 const FAULT: &str = "FERRY_FAULT";
@@ -27,8 +28,15 @@ const FLIP: &str = "flip-copied-byte";
 
 impl Run<'_> {
     /// Executes one of them.
-    pub(super) async fn migration_command(&self, command: MigrationCommand) -> Done<Response> {
+    pub(super) async fn migration_command(
+        &self,
+        command: MigrationCommand,
+        streams: Streams,
+    ) -> Done<Response> {
         match command {
+            MigrationCommand::Import { source, target, layout, manner } => {
+                Box::pin(self.migration_import(source, &target, &layout, manner, streams)).await?;
+            }
             MigrationCommand::Prepare { source, target, layout, flatten, manner } => {
                 self.migration_prepare(&source, &target, &layout, flatten, manner).await?;
             }
@@ -100,46 +108,26 @@ impl Run<'_> {
         }
     }
 
-    /// Both ends of a migration.
-    async fn ends(&self, image: &ImageSpec, what: &str, rbd: &str) -> Done<Ends> {
-        let pool = self.pool(&image.pool_spec()).await?;
-        Ends::find(&pool, &image.image).await.map_err(|e| {
-            let failure = Failure::of(&e, what, rbd);
-            match e.kind() {
-                ErrorKind::NotFound => failure
-                    .after("librbd: failed to determine image id: (2) No such file or directory")
-                    .advise(format!(
-                        "`ferry ls {0}` lists the images, `ferry trash ls --all {0}` sources of migrations",
-                        image.pool
-                    )),
-                ErrorKind::Invalid => failure
-                    .after("librbd: failed retrieving migration header: (22) Invalid argument")
-                    .advise(format!("`ferry migration prepare {image} TARGET` begins a migration")),
-                _ => failure,
-            }
-        })
-    }
-
     async fn migration_execute(&self, image: &ImageSpec) -> Done<()> {
         let rbd = "rbd: migration failed";
         let what = format!("cannot execute the migration of {image}");
-        let mut ends = self.ends(image, &what, rbd).await?;
+        let mut moved = self.moved(image, &what, rbd).await?;
         let cannot = |e: Error| state_failed(&e, &what, rbd, "prepared");
-        if !matches!(ends.state(), MigrationState::Prepared | MigrationState::Executing) {
-            return Err(wrong_state(ends.state(), &what, rbd, "prepared"));
+        if !matches!(moved.state(), MigrationState::Prepared | MigrationState::Executing) {
+            return Err(wrong_state(moved.state(), &what, rbd, "prepared"));
         }
         let threads = self.host.runtime().map_err(cannot)?;
         let pace = Throttle::new(self.env, threads, self.cancel);
         // Where this process offers the target, both use one device: two would take the lock from each other.
         let is_faulty = std::env::var_os(FAULT).is_some_and(|fault| fault == FLIP);
-        let (device, opened) = match self.offered(&spec_of(&ends.target)) {
+        let (device, opened) = match self.offered(&spec_of(moved.target())) {
             Some(_) if is_faulty => {
                 let text = format!("{FAULT}={FLIP} works on images that are not offered");
                 return Err(Failure::plain(Errno::EOPNOTSUPP, text));
             }
             Some(device) => (device, None),
             None => {
-                let opened = Opened::new(ends.open_target().await.map_err(cannot)?, &self.leftovers);
+                let opened = Opened::new(moved.open_target().await.map_err(cannot)?, &self.leftovers);
                 (ImageDevice::open(opened.clone()).await.map_err(cannot)?, Some(opened))
             }
         };
@@ -152,7 +140,7 @@ impl Run<'_> {
             self.flip_next();
         }
         let step = Progress::start(self.events, "Image migration");
-        let executed = ferry_migrate::execute(&mut ends, &device, &pace, &mut |d, t| step.at(d, t)).await;
+        let executed = moved.execute(&device, &pace, &mut |d, t| step.at(d, t)).await;
         if let Some(attending) = attending {
             attending.abort();
             attending.await.ok();
@@ -187,12 +175,12 @@ impl Run<'_> {
     async fn migration_verify(&self, image: &ImageSpec) -> Done<Response> {
         let rbd = "rbd: verifying migration failed";
         let what = format!("cannot verify the migration of {image}");
-        let ends = self.ends(image, &what, rbd).await?;
-        if ends.state() != MigrationState::Executed {
-            return Err(wrong_state(ends.state(), &what, rbd, "executed"));
+        let moved = self.moved(image, &what, rbd).await?;
+        if moved.state() != MigrationState::Executed {
+            return Err(wrong_state(moved.state(), &what, rbd, "executed"));
         }
         let step = Progress::start(self.events, "Verify image migration");
-        let verification = ferry_migrate::verify(&ends, &mut |d, t| step.at(d, t)).await;
+        let verification = moved.verify(&mut |d, t| step.at(d, t)).await;
         let verification = verification.map_err(failed(&what, rbd))?;
         step.done();
         if !verification.is_equal() {
@@ -207,12 +195,9 @@ impl Run<'_> {
     async fn migration_commit(&self, image: &ImageSpec, options: CommitOptions) -> Done<()> {
         let rbd = "rbd: committing migration failed";
         let what = format!("cannot commit the migration of {image}");
-        let ends = self.ends(image, &what, rbd).await?;
-        let clones = if options.force {
-            ferry_migrate::clones(&ends).await.map_err(failed(&what, rbd))?
-        } else {
-            Vec::new()
-        };
+        let moved = self.moved(image, &what, rbd).await?;
+        let clones =
+            if options.force { moved.clones().await.map_err(failed(&what, rbd))? } else { Vec::new() };
         if !clones.is_empty() {
             for line in descendants(&clones)
                 .into_iter()
@@ -222,7 +207,8 @@ impl Run<'_> {
             }
         }
         let step = Progress::start(self.events, "Commit image migration");
-        let committed = ferry_migrate::commit(ends, options, &mut |d, t| step.at(d, t)).await;
+        let spec = moved.spec().to_owned();
+        let committed = moved.commit(options, &mut |d, t| step.at(d, t)).await;
         let receipt = committed.map_err(|e| commit_failed(&e, &what, rbd, image))?;
         step.done();
         let path = receipt::keep(self.home, &receipt).map_err(failed(
@@ -230,13 +216,24 @@ impl Run<'_> {
             "rbd: receipt error",
         ))?;
         self.events.advise(&format!("receipt: {}", path.display()));
-        Ok(())
+        self.forget_secrets_of(&spec)
     }
 
     async fn migration_abort(&self, image: &ImageSpec, options: AbortOptions) -> Done<()> {
         let rbd = "rbd: aborting migration failed";
         let what = format!("cannot abort the migration of {image}");
-        let ends = self.ends(image, &what, rbd).await?;
+        let moved = match self.moved(image, &what, rbd).await {
+            Err(e) if e.errno == Errno::ENOENT.0 && self.has_remains(image).await? => {
+                return self.abort_import(image, options, "").await;
+            }
+            moved => moved?,
+        };
+        let ends = match moved {
+            Moved::Image(ends) => *ends,
+            Moved::Import(import) => {
+                return self.abort_import(&spec_of(&import.target), options, import.spec()).await;
+            }
+        };
         let source = ends.source.name.clone();
         let step = Progress::start(self.events, "Abort image migration");
         let (from, to) = (spec_of(&ends.target), spec_of(&ends.source));

@@ -1,19 +1,21 @@
-//! Stores that images of a migration reach into besides their own: found among those of the home.
+//! What images of a migration reach into besides their own store: other stores of the home, and foreign sources.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ferry_core::{Error, ErrorKind, Reply, Result, Store};
-use ferry_image::peers::Peers;
+use ferry_core::{BlockSource, Error, ErrorKind, Reply, Result, Store};
+use ferry_image::peers::{Peers, check_pin};
 
 use super::{Run, Silent};
 use crate::backend::{Got, IfMissing};
+use crate::config::Home;
 use crate::host::Host;
 
 /// The stores a home names.
 #[derive(Debug)]
 pub(super) struct HomePeers {
     host: Arc<Host>,
+    home: Home,
     dirs: Vec<PathBuf>,
 }
 
@@ -25,7 +27,7 @@ impl Run<'_> {
         dirs.push(self.home.default_store());
         dirs.sort();
         dirs.dedup();
-        Arc::new(HomePeers { host: Arc::clone(self.host), dirs })
+        Arc::new(HomePeers { host: Arc::clone(self.host), home: self.home.clone(), dirs })
     }
 }
 
@@ -62,5 +64,15 @@ impl HomePeers {
 impl Peers for HomePeers {
     fn store(&self, identity: [u8; 16], place: &str) -> Reply<Arc<dyn Store>> {
         Reply::ready(self.find(identity, place))
+    }
+
+    fn source(&self, spec: &str, pin: Option<&str>) -> Reply<Arc<dyn BlockSource>> {
+        let (host, home) = (Arc::clone(&self.host), self.home.clone());
+        let (spec, pin) = (spec.to_owned(), pin.map(str::to_owned));
+        Reply::pending(async move {
+            let source = host.sources.get(host.runtime()?, &home, &spec, pin.as_deref()).await?;
+            check_pin(&*source, pin.as_deref())?;
+            Ok(source)
+        })
     }
 }

@@ -136,7 +136,7 @@ impl Command {
             Self::Migration(MigrationCommand::Abort { image, .. }) => {
                 Some(format!("migration abort {image}"))
             }
-            Self::Migration(MigrationCommand::Prepare { .. }) => None,
+            Self::Migration(MigrationCommand::Prepare { .. } | MigrationCommand::Import { .. }) => None,
         }
     }
 

@@ -1,9 +1,12 @@
 //! What is asked of a migration.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::LayoutOptions;
-use crate::spec::ImageSpec;
+use crate::spec::{ImageSpec, SnapSpec};
 
 /// Whose habits count where `rbd`'s are worse than they need to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +15,35 @@ pub enum Manner {
     Ferry,
     /// Those scripts expect of `rbd`.
     Rbd,
+}
+
+/// A source spec as it was typed: it may hold secrets, which its `Debug` does not show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecText(pub String);
+
+impl fmt::Debug for SpecText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SpecText")
+    }
+}
+
+/// What is imported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportSource {
+    /// What a source spec names.
+    Spec {
+        /// JSON.
+        text: SpecText,
+        /// Where names of files in it begin that do not begin at the root.
+        base: PathBuf,
+    },
+    /// What the source spec in the file handed over names.
+    File {
+        /// As of [`Self::Spec`].
+        base: PathBuf,
+    },
+    /// A snapshot of an image.
+    Snapshot(SnapSpec),
 }
 
 /// Move an image while it is in use.
@@ -28,6 +60,17 @@ pub enum MigrationCommand {
         /// Whether the target of a clone takes its parent's data too.
         flatten: bool,
         /// `rbd`'s stripes, or such as fit.
+        manner: Manner,
+    },
+    /// Make the target, which reads through to something that stays where it is.
+    Import {
+        /// What is imported.
+        source: ImportSource,
+        /// The image that is made.
+        target: ImageSpec,
+        /// How the target is laid out.
+        layout: LayoutOptions,
+        /// Whether what was done before is an error.
         manner: Manner,
     },
     /// Copy everything to the target.
@@ -66,6 +109,7 @@ impl MigrationCommand {
     pub fn image(&self) -> &ImageSpec {
         match self {
             Self::Prepare { source: image, .. }
+            | Self::Import { target: image, .. }
             | Self::Execute { image, .. }
             | Self::Verify { image }
             | Self::Commit { image, .. }

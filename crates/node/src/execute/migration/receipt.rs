@@ -8,6 +8,7 @@ use ferry_migrate::Receipt;
 use serde_json::{Value, json};
 
 use crate::config::Home;
+use crate::sources::shown;
 
 /// Writes the receipt and gives its path. One that is there already is kept: it has the comparison.
 ///
@@ -42,10 +43,15 @@ fn as_json(uuid: &str, receipt: &Receipt) -> Value {
         });
         points.collect::<Vec<_>>()
     });
+    let source = if receipt.source_spec.is_empty() {
+        place(&receipt.source)
+    } else {
+        json!({ "spec": shown(&receipt.source_spec) })
+    };
     json!({
         "migration": uuid,
         "committed_at": receipt.at.seconds,
-        "source": place(&receipt.source),
+        "source": source,
         "target": place(&receipt.target),
         "size": receipt.size,
         "verified": verification,

@@ -1,0 +1,281 @@
+//! Imports: what is imported, and where its secrets are kept.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
+use ferry_image::encoding::TrashSource;
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+use ferry_image::pool::Pool;
+use ferry_image::trash;
+use ferry_migrate::{AbortOptions, ImportFrom, ImportOptions, Imported, prepare_import};
+use ferry_source::spec::{NativeSpec, PoolRef, SnapRef};
+use ferry_source::{Origin, SourceSpec};
+use serde_json::json;
+
+use crate::api::{Done, Failure, ImageRef, ImportSource, LayoutOptions, Manner, Progress, Streams};
+use crate::execute::{Run, failed};
+use crate::sources::{self, Place};
+use crate::spec::{ImageSpec, SnapSpec};
+
+/// What `rbd` says before the number of an error.
+const RBD: &str = "rbd: preparing import migration failed";
+
+/// Longest source spec in a file. Bytes.
+const SPEC_MAX: u64 = 64 << 10;
+
+/// What the keys begin with under which secrets of imports are kept; they go with the import.
+const KEYS: &str = "ferry-import/";
+
+impl Run<'_> {
+    /// Makes an image that shows something else at once.
+    pub(super) async fn migration_import(
+        &self,
+        source: ImportSource,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        manner: Manner,
+        streams: Streams,
+    ) -> Done<()> {
+        let what = format!("cannot prepare the import of {target}");
+        let cannot = |e: Error| import_failed(&e, &what, target);
+        let spec = match source {
+            ImportSource::Snapshot(snap) => return self.import_snapshot(&snap, target, layout, manner).await,
+            ImportSource::Spec { text, base } => parse(&text.0, &base),
+            ImportSource::File { base } => read(streams.input).and_then(|text| parse(&text, &base)),
+        };
+        let spec = spec.map_err(cannot)?;
+        let pool = self.pool(&target.pool_spec()).await?;
+        match spec.origin() {
+            Origin::Native(native) => {
+                let image = self.native(native, &pool).await.map_err(cannot)?;
+                let place = place_of(&image, &pool);
+                let from =
+                    ImportFrom::Snapshot { image: Box::new(image), spec: sources::stored(&spec, place) };
+                self.make_import(&from, &pool, target, layout, manner).await
+            }
+            Origin::Image(image) => {
+                let threads = self.host.runtime().map_err(cannot)?;
+                let source = sources::open(threads, self.home, image).await.map_err(cannot)?;
+                let kept = self.without_secrets(&spec, target).map_err(cannot)?;
+                let from = ImportFrom::Foreign { source, spec: sources::stored(&kept, Place::Elsewhere) };
+                let made = self.make_import(&from, &pool, target, layout, manner).await;
+                if made.is_err() && !self.is_in_use(&pool, target, &kept).await {
+                    self.forget_secrets(&kept).map_err(cannot)?;
+                }
+                made
+            }
+        }
+    }
+
+    /// Imports from a snapshot that is named as such.
+    async fn import_snapshot(
+        &self,
+        snap: &SnapSpec,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        manner: Manner,
+    ) -> Done<()> {
+        let image = self.open_at(&ImageRef::from(snap.image.clone()), snap.snap.as_deref()).await?;
+        let pool = self.pool(&target.pool_spec()).await?;
+        let named = json!({
+            "image_name": snap.image.image,
+            "pool_id": image.pool.id().0,
+            "pool_namespace": snap.image.namespace,
+            "snap_name": snap.snap,
+            "type": "native",
+        });
+        let cannot = |e: Error| import_failed(&e, &format!("cannot prepare the import of {target}"), target);
+        let spec = SourceSpec::parse(&named.to_string()).map_err(cannot)?;
+        let place = place_of(&image, &pool);
+        let from = ImportFrom::Snapshot { image: Box::new(image), spec: sources::stored(&spec, place) };
+        self.make_import(&from, &pool, target, layout, manner).await
+    }
+
+    async fn make_import(
+        &self,
+        from: &ImportFrom,
+        pool: &Pool,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        manner: Manner,
+    ) -> Done<()> {
+        let what = format!("cannot prepare the import of {target}");
+        let layout = self.create_options(pool, layout, 0, None, RBD).await?;
+        let options = ImportOptions { layout, shared: false };
+        match prepare_import(from, pool, &target.image, &options).await {
+            Ok(Imported::Done(_)) => Ok(()),
+            Ok(Imported::Already(_)) if manner == Manner::Ferry => {
+                self.events.advise(&format!(
+                    "{target} is prepared already; `ferry status {target}` shows how far it is"
+                ));
+                Ok(())
+            }
+            Ok(Imported::Already(_)) => {
+                let error = Error::exists("an image of this name exists").with("image", &target.image);
+                Err(import_failed(&error, &what, target))
+            }
+            Err(e) => Err(import_failed(&e, &what, target)),
+        }
+    }
+
+    /// The image of a native spec, at its snapshot. `target` is in the store whose pools are meant by number.
+    async fn native(&self, spec: &NativeSpec, target: &Pool) -> Result<Image> {
+        let lost = |text: String| Error::not_found(text);
+        let namespace = ferry_core::Namespace::new(&spec.namespace);
+        let pool = match &spec.pool {
+            PoolRef::Name(name) => {
+                let whole = self.whole_pool(name).await;
+                whole
+                    .map_err(|_| lost("invalid pool name".to_owned()).with("pool", name))?
+                    .in_namespace(&namespace)
+            }
+            PoolRef::Id(id) => {
+                let pools = target.store.pools().await?;
+                if !pools.iter().any(|p| p.id.0 == *id) {
+                    return Err(lost("invalid pool id".to_owned()).with("pool_id", id));
+                }
+                target.sibling(ferry_core::PoolId(*id), &namespace).await?
+            }
+        };
+        pool.check_namespace().await?;
+        let image = match &spec.image_id {
+            Some(id) => Image::open_by_id(&pool, id, Opening::ReadOnly).await?,
+            None => Image::open(&pool, &spec.image_name, Opening::ReadOnly).await?,
+        };
+        match &spec.snap {
+            SnapRef::Name(name) => {
+                image.at_snapshot(name).map_err(|_| lost(format!("failed to locate snapshot {name}")))
+            }
+            SnapRef::Id(id) => {
+                let user = image.header.snap(SnapId(*id)).is_ok_and(|s| s.namespace.is_user());
+                let found = image.at_snapshot_id(SnapId(*id)).ok().filter(|_| user);
+                found.ok_or_else(|| lost(format!("failed to set snapshot {id}")))
+            }
+        }
+    }
+
+    /// The spec with its secrets moved to the home.
+    fn without_secrets(&self, spec: &SourceSpec, target: &ImageSpec) -> Result<SourceSpec> {
+        if !spec.has_inline_secrets() {
+            return Ok(spec.clone());
+        }
+        self.home.update_secrets(|secrets| {
+            spec.with_references(&mut |what, secret| {
+                // The same secret of the same import has the same key, so that the same command gives the same spec.
+                let first = format!("{KEYS}{target}/{what}");
+                let mut key = first.clone();
+                let mut n = 1;
+                while secrets.get(&key).is_some_and(|kept| kept != secret) {
+                    n += 1;
+                    key = format!("{first}-{n}");
+                }
+                secrets.insert(key.clone(), secret.to_owned());
+                Ok(key)
+            })
+        })
+    }
+
+    /// Whether an import that is there refers to the secrets of this spec.
+    async fn is_in_use(&self, pool: &Pool, target: &ImageSpec, spec: &SourceSpec) -> bool {
+        let text = sources::stored(spec, Place::Elsewhere);
+        let found = ferry_migrate::Import::find(pool, &target.image).await;
+        found.is_ok_and(|import| import.spec() == text)
+    }
+
+    /// Forgets the secrets that were kept for an import only.
+    fn forget_secrets(&self, spec: &SourceSpec) -> Result<()> {
+        let keys: Vec<String> = spec.references().into_iter().filter(|key| key.starts_with(KEYS)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.home.update_secrets(|secrets| {
+            secrets.retain(|key, _| !keys.contains(key));
+            Ok(())
+        })
+    }
+
+    /// As [`Self::forget_secrets`], of an import that is over.
+    pub(super) fn forget_secrets_of(&self, stored: &str) -> Done<()> {
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let forgotten = sources::of_stored(stored).and_then(|spec| self.forget_secrets(&spec));
+        let what = "the import is over, but the secrets of its source cannot be removed from the home";
+        forgotten.map_err(failed(what, "rbd: config-key error"))
+    }
+
+    /// Takes the target of an import away.
+    pub(super) async fn abort_import(
+        &self,
+        image: &ImageSpec,
+        options: AbortOptions,
+        spec: &str,
+    ) -> Done<()> {
+        let pool = self.pool(&image.pool_spec()).await?;
+        let step = Progress::start(self.events, "Abort image migration");
+        let aborted =
+            ferry_migrate::abort_import(&pool, &image.image, options, &mut |d, t| step.at(d, t)).await;
+        aborted.map_err(|e| abort_failed(&e, image))?;
+        step.done();
+        self.forget_secrets_of(spec)
+    }
+
+    /// Whether something is left under this name of an import, or a removal, that was cut off.
+    pub(super) async fn has_remains(&self, image: &ImageSpec) -> Done<bool> {
+        let pool = self.pool(&image.pool_spec()).await?;
+        let found = trash::find_by_name(&pool, &image.image, TrashSource::Removing).await;
+        Ok(found.map_err(failed("cannot read the trash", "rbd: trash error"))?.is_some())
+    }
+}
+
+/// Whether an image is in the store of the target.
+fn place_of(image: &Image, target: &Pool) -> Place {
+    let is_same = image.pool.store.identity() == target.store.identity();
+    if is_same { Place::SameStore } else { Place::Elsewhere }
+}
+
+/// A spec with its files named from the root.
+fn parse(text: &str, base: &Path) -> Result<SourceSpec> {
+    SourceSpec::parse(text)?.with_absolute_paths(base)
+}
+
+/// A spec out of a file.
+fn read(input: Option<File>) -> Result<String> {
+    let input = input.ok_or_else(|| Error::invalid("no file was handed over"))?;
+    let mut text = String::new();
+    let read = input.take(SPEC_MAX + 1).read_to_string(&mut text);
+    read.map_err(|e| Error::io("cannot read the source-spec", e))?;
+    Ok(text)
+}
+
+fn import_failed(error: &Error, what: &str, target: &ImageSpec) -> Failure {
+    let failure = Failure::of(error, what, RBD).after(format!("librbd: {}", error.clause()));
+    match error.kind() {
+        ErrorKind::Exists => failure.advise(format!("{target} is as it was: name another target")),
+        _ => failure.advise("no image was made, and the source was only read"),
+    }
+}
+
+fn abort_failed(error: &Error, image: &ImageSpec) -> Failure {
+    let what = format!("cannot abort the import of {image}");
+    let failure = Failure::of(error, what, "rbd: aborting migration failed");
+    let failure = match error.errno() {
+        Errno::ENOENT => failure.after("librbd: failed to determine image id: (2) No such file or directory"),
+        _ => failure.after(format!("librbd: {}", error.clause())),
+    };
+    match error.fact("losses") {
+        Some(losses) => {
+            let failure = failure.advise("nothing was changed");
+            let failure =
+                losses.split("; ").fold(failure, |f, loss| f.advise(format!("would be lost: {loss}")));
+            failure.advise(format!("`ferry migration abort --accept-loss {image}` removes it all the same"))
+        }
+        None if error.kind() == ErrorKind::Busy => {
+            failure.advise("nothing was changed").advise(format!("`ferry status {image}` tells who uses it"))
+        }
+        None => failure,
+    }
+}
