@@ -14,6 +14,7 @@ mod golden;
 mod help;
 mod image;
 mod job;
+mod man;
 mod meta;
 mod migration;
 mod namespace;
@@ -54,6 +55,7 @@ const VERBS: &[&[Verb]] = &[
     feature::VERBS,
     image::VERBS,
     job::VERBS,
+    man::VERBS,
     meta::VERBS,
     migration::VERBS,
     namespace::VERBS,

@@ -7,7 +7,8 @@
 mod count;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,7 +17,7 @@ use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::image::Image;
 use ferry_serve::export::{Attendance, Export, Exports, Paused};
-use ferry_serve::nbd::{Demand, Options, Peer, Plain, Security, Server, Tls};
+use ferry_serve::nbd::{Demand, Listener, Options, Peer, Plain, Security, Server, Tls};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -71,6 +72,11 @@ impl Open {
         }
         closed
     }
+}
+
+/// Where a unix socket is; `None` for one without a name.
+fn path_of(socket: &UnixListener) -> Option<PathBuf> {
+    socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned))
 }
 
 impl Below {
@@ -219,12 +225,12 @@ impl Exporter {
         &self.runtime
     }
 
-    /// Lets clients in.
+    /// Lets clients in, through sockets of its own and those it is given.
     ///
     /// # Errors
     /// `Busy` (16) where somebody listens there; `Denied` (13) for TCP without TLS that others than this machine reach; those of
     /// the files that TLS needs.
-    pub(crate) fn listen(&self, listen: &NbdListen) -> Result<()> {
+    pub(crate) fn listen(&self, listen: &NbdListen, given: Vec<Listener>) -> Result<()> {
         let tls = match &listen.tls {
             None => None,
             Some(TlsFiles::Certificates(dir)) => Some(Arc::new(Tls::from_directory(dir)?)),
@@ -239,6 +245,18 @@ impl Exporter {
             let demand = if listen.tls_optional { Demand::Allowed } else { Demand::Required };
             let address = self.server.listen_tcp(address, security(demand))?;
             self.places().push(Place::Tcp { address, is_encrypted: tls.is_some() });
+        }
+        for listener in given {
+            let (place, demand) = match &listener {
+                Listener::Unix(unix) => (path_of(unix).map(Place::Unix), Demand::Allowed),
+                Listener::Tcp(tcp) => {
+                    let demand = if listen.tls_optional { Demand::Allowed } else { Demand::Required };
+                    let address = tcp.local_addr().map_err(|e| Error::io("a socket has no address", e))?;
+                    (Some(Place::Tcp { address, is_encrypted: tls.is_some() }), demand)
+                }
+            };
+            self.server.listen_on(listener, security(demand))?;
+            self.places().extend(place);
         }
         Ok(())
     }

@@ -112,7 +112,8 @@ fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exp
     // Last: whoever can connect finds the exports.
     let mut listen = options.nbd.clone();
     listen.socket.get_or_insert_with(|| home.dir().join(NBD_SOCKET));
-    exporter.listen(&listen).map_err(cannot)?;
+    let given = service::sockets().map_err(cannot)?;
+    exporter.listen(&listen, given).map_err(cannot)?;
     Ok(exporter)
 }
 

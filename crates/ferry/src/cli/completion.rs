@@ -1,90 +1,69 @@
 //! What a shell needs to complete command lines, written from the table of verbs.
 
+mod bash;
+mod fish;
+mod zsh;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
-use super::args::{GLOBAL, Verb, Word};
+use super::args::{Flag, GLOBAL, Verb, Word};
 
 /// The verb.
 pub(crate) const VERBS: &[Verb] = &[Verb {
     name: "completion",
     alias: None,
     about: "Write what a shell needs to complete ferry's command lines.",
-    words: &[Word::new("shell", "bash")],
+    words: &[Word::new("shell", "bash, zsh or fish")],
     flags: &[],
-    remark: "For bash: source <(ferry completion bash)\n",
+    remark: "For bash: source <(ferry completion bash)\n\
+             For zsh:  source <(ferry completion zsh)\n\
+             For fish: ferry completion fish | source\n",
     convert: |p, _| match p.required_word("shell was not specified")?.as_str() {
-        "bash" => Ok(Plan::Print(bash(super::VERBS))),
-        other => Err(super::Usage::invalid(format!("no completion for '{other}': bash is what there is"))),
+        "bash" => Ok(Plan::Print(bash::script(&Table::of(super::VERBS)))),
+        "zsh" => Ok(Plan::Print(zsh::script(&Table::of(super::VERBS)))),
+        "fish" => Ok(Plan::Print(fish::script(&Table::of(super::VERBS)))),
+        other => {
+            Err(super::Usage::invalid(format!("no completion for '{other}': bash, zsh and fish are known")))
+        }
     },
 }];
 
-/// A script for bash: words of verbs, then options, then files.
-fn bash(verbs: &[&[Verb]]) -> String {
-    let mut next: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-    let mut options = Vec::new();
-    for verb in verbs.iter().copied().flatten() {
-        for name in [Some(verb.name), verb.alias].into_iter().flatten() {
-            let mut before = String::new();
-            for word in name.split(' ') {
-                next.entry(before.clone()).or_default().insert(word);
-                before = format!("{before}{word} ");
+/// What may follow what.
+#[derive(Debug)]
+struct Table {
+    /// By the words before, each with a blank behind it: the words of verbs that may come next.
+    next: BTreeMap<String, BTreeSet<&'static str>>,
+    /// By the words of a verb, likewise, the longest verb first (`export add` is no image of `export`): its options.
+    options: Vec<(String, Vec<&'static Flag>)>,
+}
+
+impl Table {
+    fn of(verbs: &[&'static [Verb]]) -> Self {
+        let mut next: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+        let mut options = Vec::new();
+        for verb in verbs.iter().copied().flatten() {
+            for name in [Some(verb.name), verb.alias].into_iter().flatten() {
+                let mut before = String::new();
+                for word in name.split(' ') {
+                    next.entry(before.clone()).or_default().insert(word);
+                    before = format!("{before}{word} ");
+                }
+                let mut flags: Vec<&'static Flag> = verb.all_flags().chain(GLOBAL).collect();
+                flags.sort_by_key(|flag| flag.long);
+                flags.dedup_by_key(|flag| flag.long);
+                options.push((before, flags));
             }
-            let flags: BTreeSet<String> =
-                verb.all_flags().chain(GLOBAL).map(|flag| format!("--{}", flag.long)).collect();
-            options.push((before, flags.into_iter().collect::<Vec<_>>().join(" ")));
         }
+        options.sort_by_key(|(verb, _)| std::cmp::Reverse(verb.len()));
+        Self { next, options }
     }
-    // The longest verb first: `export add` is no image of `export`.
-    options.sort_by_key(|(verb, _)| std::cmp::Reverse(verb.len()));
-    let mut script = String::from(
-        "_ferry() {\n  local word=\"${COMP_WORDS[COMP_CWORD]}\" line=\"\" i\n  \
-         for ((i = 1; i < COMP_CWORD; i++)); do\n    [[ ${COMP_WORDS[i]} == -* ]] || line+=\"${COMP_WORDS[i]} \"\n  done\n  \
-         if [[ $word == -* ]]; then\n    case \"$line\" in\n",
-    );
-    for (verb, flags) in &options {
-        script
-            .push_str(&format!("      \"{verb}\"*) COMPREPLY=($(compgen -W \"{flags}\" -- \"$word\")) ;;\n"));
-    }
-    script.push_str("    esac\n    return\n  fi\n  case \"$line\" in\n");
-    for (before, words) in &next {
-        let words: Vec<&str> = words.iter().copied().collect();
-        script.push_str(&format!(
-            "    \"{before}\") COMPREPLY=($(compgen -W \"{}\" -- \"$word\")) ;;\n",
-            words.join(" ")
-        ));
-    }
-    script
-        .push_str("    *) COMPREPLY=($(compgen -f -- \"$word\")) ;;\n  esac\n}\ncomplete -F _ferry ferry\n");
-    script
+}
+
+/// `--name` of each, with blanks between.
+fn names(flags: &[&Flag]) -> String {
+    flags.iter().map(|flag| format!("--{}", flag.long)).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::super::VERBS;
-    use super::bash;
-
-    /// What bash offers behind `words`, the last of which is being typed.
-    fn offered(words: &[&str]) -> Vec<String> {
-        let script = format!(
-            "{}\nCOMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _ferry; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-            bash(VERBS)
-        );
-        let output =
-            Command::new("bash").args(["-c", &script, "bash", "ferry"]).args(words).output().unwrap();
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn bash_completes_verbs_and_their_options() {
-        assert_eq!(offered(&["devi"]), ["device"]);
-        assert_eq!(offered(&["device", "un"]), ["unmap"]);
-        assert_eq!(offered(&["snap", "prot"]), ["protect"]);
-        assert_eq!(offered(&["device", "map", "--read"]), ["--read-only"]);
-        assert_eq!(offered(&["device", "map", "vm1", "--excl"]), ["--exclusive"]);
-        assert!(offered(&["export", "add", "--na"]).contains(&"--name".to_owned()));
-    }
-}
+mod tests;

@@ -6,8 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use ferry_node::api::{BenchPattern, BenchRow, BenchType, Command, Events, Outcome};
 
-use super::output::Program;
+use super::output::{Node, Program, Spread};
 use super::report;
+
+/// The variable that asks for progress and notes as lines of JSON.
+const JSON_VARIABLE: &str = "FERRY_PROGRESS";
 
 /// Shows what happens, in the words of `rbd`.
 ///
@@ -17,6 +20,8 @@ pub(crate) struct Reporter {
     program: Program,
     shows_progress: bool,
     is_terminal: bool,
+    /// Whether everything on stderr is a line of JSON.
+    is_json: bool,
     /// What is said before the first row of a measurement.
     heading: Mutex<Option<String>>,
     /// The last percentage shown of each step.
@@ -30,6 +35,7 @@ impl Reporter {
             program,
             shows_progress,
             is_terminal: super::stderr_is_terminal(),
+            is_json: std::env::var_os(JSON_VARIABLE).is_some_and(|value| value == "json"),
             heading: Mutex::new(bench_heading(command)),
             shown: Mutex::default(),
         }
@@ -45,6 +51,11 @@ impl Reporter {
             return None;
         }
         *last = percent;
+        if self.is_json {
+            let counts = [("done", done), ("total", total), ("percent", percent)];
+            let counts = counts.map(|(name, count)| Node::number(name, count));
+            return Some(json_line([Node::text("step", title)].into_iter().chain(counts)));
+        }
         Some(format!("\r{title}: {percent}% complete..."))
     }
 
@@ -52,6 +63,14 @@ impl Reporter {
     fn end(&self, title: &str, outcome: Outcome) -> String {
         let last =
             self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(title).unwrap_or_default();
+        if self.is_json {
+            let (percent, outcome) = match outcome {
+                Outcome::Done => (100, "done"),
+                Outcome::Failed => (last, "failed"),
+            };
+            let outcome = Node::text("outcome", outcome);
+            return json_line([Node::text("step", title), Node::number("percent", percent), outcome]);
+        }
         match outcome {
             Outcome::Done => format!("\r{title}: 100% complete...done.\n"),
             Outcome::Failed => format!("\r{title}: {last}% complete...failed.\n"),
@@ -80,6 +99,12 @@ fn bench_heading(command: &Command) -> Option<String> {
         "bench  type {kind}{mix} io_size {io_size} io_threads {io_threads} bytes {io_total} pattern {pattern}\n  \
          SEC       OPS   OPS/SEC   BYTES/SEC\n"
     ))
+}
+
+/// An object of JSON on a line of its own.
+fn json_line(members: impl IntoIterator<Item = Node>) -> String {
+    let text = Node::object("", members.into_iter().collect()).json(Spread::Compact);
+    format!("{}\n", text.trim_end())
 }
 
 /// Writes to stderr, whatever comes of it.
@@ -111,6 +136,9 @@ impl Events for Reporter {
     }
 
     fn note(&self, line: &str) {
+        if self.is_json {
+            return tell(&json_line([Node::text("note", line)]));
+        }
         // A line must not begin in the middle of a progress line.
         let shown = !self.shown.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let start = if shown && self.shows_progress && self.is_terminal { "\n" } else { "" };
@@ -152,6 +180,20 @@ mod tests {
         assert_eq!(reporter.step("Image copy", 7, 400), None);
         assert_eq!(reporter.end("Image copy", Outcome::Failed), "\rImage copy: 1% complete...failed.\n");
         assert_eq!(reporter.end("Image copy", Outcome::Done), "\rImage copy: 100% complete...done.\n");
+    }
+
+    #[test]
+    fn progress_comes_as_json_where_that_is_asked_for() {
+        let reporter =
+            Reporter { is_json: true, ..Reporter::new(Program::Ferry, true, &Command::Check { pool: None }) };
+        assert_eq!(
+            reporter.step("Image copy", 4, 400).as_deref(),
+            Some("{\"step\":\"Image copy\",\"done\":4,\"total\":400,\"percent\":1}\n")
+        );
+        assert_eq!(
+            reporter.end("Image copy", Outcome::Failed),
+            "{\"step\":\"Image copy\",\"percent\":1,\"outcome\":\"failed\"}\n"
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,32 @@ fn a_node_executes_the_commands_of_others() {
     assert_eq!(node.stop(), 0, "{}", home.log());
     assert!(!home.path("home/control.sock").exists());
     assert_eq!(home.ok("ls"), "a\n");
+}
+
+#[test]
+fn a_service_manager_may_listen_for_the_node() {
+    let home = Home::new();
+    home.ok("create a --size 8M");
+    let socket = home.path("given.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // `$$` stays the process when the shell becomes the program, as the service manager has it.
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve";
+    let ferry = home.command(Name::Ferry).get_program().to_owned();
+    let mut node = home.command(Name::Ferry);
+    let envs: Vec<_> = node.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
+    node = Command::new("sh");
+    node.args(["-c", script]).arg(ferry).envs(envs).current_dir(home.dir());
+    let mut node = node.stdin(Stdio::from(OwnedFd::from(listener))).stderr(Stdio::null()).spawn().unwrap();
+    until("the node", || home.path("home/control.sock").exists());
+    let said = home.ok("export add a --name a");
+    assert!(said.contains("given.sock"), "{said}");
+    let uri = format!("nbd+unix:///a?socket={}", socket.display());
+    let info = Command::new("nbdinfo").args(["--size", &uri]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&info.stdout).trim(), "8388608", "{info:?}");
+    let stopped = Command::new("kill").arg(node.id().to_string()).status().unwrap();
+    assert!(stopped.success());
+    assert!(node.wait().unwrap().success());
+    assert!(socket.exists(), "it belongs to the service manager");
 }
 
 #[test]
@@ -181,10 +209,7 @@ fn a_node_tells_metrics_and_health_where_it_is_asked_to() {
     let _node = home.serve_with(&["--metrics", "127.0.0.1:0"]);
     let told = home.ok("export add a --name vm");
     let uri = told.lines().next().unwrap();
-    let wrote = std::process::Command::new("qemu-io")
-        .args(["-f", "raw", "-c", "write 0 8192", uri])
-        .output()
-        .unwrap();
+    let wrote = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 8192", uri]).output().unwrap();
     assert!(wrote.status.success(), "{wrote:?}");
     let log = home.log();
     let (_, address) = log.split_once("address=").unwrap();

@@ -103,7 +103,7 @@ impl Run<'_> {
         let cannot = || failed(format!("cannot offer {image}"), "rbd: nbd error");
         let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?, &listen));
         self.host.add_exporter(&exporter);
-        exporter.listen(&listen).map_err(cannot())?;
+        exporter.listen(&listen, Vec::new()).map_err(cannot())?;
         let name = name.unwrap_or_else(|| image.to_string());
         let record = ExportRecord { image: image.clone(), read_only };
         let offered = self.offer(&exporter, &name, &record).await;

@@ -8,7 +8,6 @@
 
 mod allocation;
 mod damage;
-mod fetching;
 mod generate;
 mod images;
 mod memory;

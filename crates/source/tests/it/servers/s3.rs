@@ -63,7 +63,10 @@ impl Store {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), content).unwrap();
         let mut command = std::process::Command::new("curl");
-        let output = command.args(["-sS", "--fail-with-body", "-H", "Expect:", "-T"]).arg(path.path()).arg(signed.as_str());
+        let output = command
+            .args(["-sS", "--fail-with-body", "-H", "Expect:", "-T"])
+            .arg(path.path())
+            .arg(signed.as_str());
         let output = output.output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
