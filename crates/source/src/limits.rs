@@ -19,6 +19,10 @@ pub const ASK_EXTENTS_MIN: u64 = 128 << 10;
 /// Longest piece asked of a stream at once where a read is larger. Bytes; what a few connections share well.
 pub const PIECE_MAX: u64 = 4 << 20;
 
+/// What is fetched beside what is wanted, to have it in one request, is at most this part of it: a slow server shall not serve
+/// much more than an image holds (5 %).
+pub const WASTE_DIVISOR: u64 = 32;
+
 /// Pieces of one read that are asked of a stream at the same time: the connections of a server (4), twice, so that none idles.
 pub const PIECES_IN_FLIGHT: usize = 8;
 

@@ -4,6 +4,9 @@
 //! - There are never more than [`PAGES_MAX`] pages in memory, however large the tables say they are.
 //! - A page that is being fetched is not fetched a second time.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

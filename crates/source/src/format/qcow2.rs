@@ -44,6 +44,8 @@ pub(crate) async fn open(
     agree("backing", header.backing_name.as_deref(), beside.backing.is_some(), &name)?;
     let data_name = header.has_data_file.then(|| header.data_name.as_deref().unwrap_or_default());
     agree("data_file", data_name, beside.data_file.is_some(), &name)?;
+    // The first table is there, and the first read need not fetch it.
+    header.l1.touch(&pages).await.map_err(|e| e.with("file", &name))?;
     let taken = snapshot::read(&pages, &header).await.map_err(|e| e.with("file", &name))?;
     let (snapshots, tables): (Vec<_>, Vec<L1>) = taken.into_iter().unzip();
     let parts = Parts {

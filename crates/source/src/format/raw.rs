@@ -11,7 +11,7 @@ use ferry_core::{DeviceExtent, Error, ExtentState, Reply, Result, SparseData};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::format::{inside, push_extent, push_sparse};
-use crate::limits::{ASK_EXTENTS_MIN, PIECE_MAX, PIECES_IN_FLIGHT};
+use crate::limits::{ASK_EXTENTS_MIN, PIECE_MAX, PIECES_IN_FLIGHT, WASTE_DIVISOR};
 use crate::stream::Stream;
 
 /// A raw image with its older states.
@@ -44,16 +44,21 @@ impl Raw {
     }
 }
 
-/// Ranges of data to ask for: those closer than `gap` as one, none longer than a piece.
+/// Ranges of data to ask for: those closer than `gap` as one, as long as little is fetched in vain; none longer than a piece.
 pub(crate) fn pieces(extents: &[DeviceExtent], gap: u64) -> Vec<(u64, u64)> {
     let mut joined: Vec<(u64, u64)> = Vec::new();
+    let mut waste = 0;
     for extent in extents.iter().filter(|e| e.state == ExtentState::Data) {
-        match joined.last_mut() {
-            Some((from, length)) if extent.offset <= *from + *length + gap => {
-                *length = extent.offset + extent.length - *from;
+        if let Some((from, length)) = joined.last_mut() {
+            let skipped = extent.offset - (*from + *length);
+            let whole = extent.offset + extent.length - *from;
+            if skipped <= gap && waste + skipped <= (whole - waste - skipped) / WASTE_DIVISOR {
+                (*length, waste) = (whole, waste + skipped);
+                continue;
             }
-            Some(_) | None => joined.push((extent.offset, extent.length)),
         }
+        joined.push((extent.offset, extent.length));
+        waste = 0;
     }
     let split = |(from, length): (u64, u64)| {
         (0..length.div_ceil(PIECE_MAX)).map(move |i| {

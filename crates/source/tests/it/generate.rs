@@ -174,12 +174,26 @@ fn qcow2(rng: &mut Rng, directory: &Path, name: &str, below: Option<&Made>) -> M
     if let Some(below) = below {
         made.spec["backing"] = below.spec.clone();
     }
-    fill(rng, shape, version, &mut made, &pattern(directory, &mut Rng(1)));
+    // Version 2 cannot hide what is below new space, and its snapshots do not know their sizes.
+    let sizes = match (version, below) {
+        ("1.1", _) => Sizes::Change,
+        (_, None) => Sizes::ChangeWithoutSnapshots,
+        (_, Some(_)) => Sizes::Stay,
+    };
+    fill(rng, shape, sizes, &mut made, &pattern(directory, &mut Rng(1)));
     made
 }
 
+/// Whether the size of a device may be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sizes {
+    Change,
+    ChangeWithoutSnapshots,
+    Stay,
+}
+
 /// Writes, takes snapshots and changes the size, as the seed says.
-fn fill(rng: &mut Rng, mut shape: Shape, version: &str, made: &mut Made, pattern: &Path) {
+fn fill(rng: &mut Rng, mut shape: Shape, sizes: Sizes, made: &mut Made, pattern: &Path) {
     for round in 0..=rng.below(4) {
         let commands = commands(rng, &shape, pattern);
         made.story.extend(commands.iter().cloned());
@@ -190,7 +204,12 @@ fn fill(rng: &mut Rng, mut shape: Shape, version: &str, made: &mut Made, pattern
             run("qemu-img", &["snapshot", "-c", &name, text(&made.path)]);
             made.snapshots.push((name, shape.size));
         }
-        if rng.one_in(3) && (version == "1.1" || made.snapshots.is_empty()) {
+        let may = match sizes {
+            Sizes::Change => true,
+            Sizes::ChangeWithoutSnapshots => made.snapshots.is_empty(),
+            Sizes::Stay => false,
+        };
+        if rng.one_in(3) && may {
             let larger = rng.one_in(2) || shape.size <= 2048;
             let by = 512 * (1 + rng.below(shape.size / 1024 + 1));
             shape.size = if larger { shape.size + by } else { shape.size - by };
@@ -199,7 +218,7 @@ fn fill(rng: &mut Rng, mut shape: Shape, version: &str, made: &mut Made, pattern
             run("qemu-img", &["resize", "-q", "--shrink", text(&made.path), &size]);
         }
     }
-    if version == "1.1" && rng.one_in(4) {
+    if sizes == Sizes::Change && rng.one_in(4) {
         made.story.push("dirty".to_owned());
         set_incompatible(&made.path, 1);
     }

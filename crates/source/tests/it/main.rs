@@ -8,6 +8,7 @@
 
 mod allocation;
 mod damage;
+mod fetching;
 mod generate;
 mod images;
 mod memory;

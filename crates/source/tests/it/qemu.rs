@@ -39,6 +39,17 @@ pub(crate) fn qemu_io(format: &str, path: &Path, commands: &[String]) {
     assert!(output.status.success() || (1..=expected).contains(&refused), "{commands:?}: {said}");
 }
 
+/// Whether QEMU itself can read the image it made: of version 1 not always, where compressed clusters were written again.
+pub(crate) fn is_readable(format: &str, path: &Path) -> bool {
+    let read = format!("{}.read", path.display());
+    let output = Command::new("qemu-img")
+        .args(["convert", "-f", format, "-O", "raw", text(path), &read])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    output.status.success()
+}
+
 /// What QEMU reads of an image.
 pub(crate) fn bytes_by_qemu(format: &str, path: &Path) -> Vec<u8> {
     converted(path, &["convert", "-f", format, "-O", "raw"])

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::{Cell, Parts, Run, Unpacked};
 use crate::format::unpack::unpack;
-use crate::limits::{PIECE_MAX, UNPACK_BATCH};
+use crate::limits::{PIECE_MAX, UNPACK_BATCH, WASTE_DIVISOR};
 use crate::stream::Stream;
 
 /// Which of an image's files.
@@ -66,6 +66,8 @@ pub(super) struct Fetch {
     place: Place,
     from: u64,
     length: u64,
+    /// How much of it lies between items.
+    waste: u64,
     items: Vec<Item>,
 }
 
@@ -148,7 +150,7 @@ fn packed(wanted: Wanted, file: &dyn Stream) -> Result<Item> {
     Ok(Item { place: Place::File, from: wanted.host, length, wanted: Use::Packed(wanted) })
 }
 
-/// Items close to each other are fetched as one.
+/// Items close to each other are fetched as one, as long as little is fetched in vain.
 fn joined(items: Vec<Item>, parts: &Parts) -> Vec<Fetch> {
     let mut fetches: Vec<Fetch> = Vec::new();
     for item in items {
@@ -156,22 +158,33 @@ fn joined(items: Vec<Item>, parts: &Parts) -> Vec<Fetch> {
             Place::File => parts.file.gap(),
             Place::Data => parts.data.gap(),
         };
-        let end = item.from + item.length;
-        if let Some(last) = fetches.last_mut() {
-            let last_end = last.from + last.length;
-            let is_close = last.place == item.place && item.from <= last_end.saturating_add(gap);
-            if is_close && end.max(last_end) - last.from <= PIECE_MAX {
-                last.length = end.max(last_end) - last.from;
-                last.items.push(item);
-                continue;
-            }
+        if let Some(last) = fetches.last_mut()
+            && last.takes(&item, gap)
+        {
+            last.items.push(item);
+            continue;
         }
-        fetches.push(Fetch { place: item.place, from: item.from, length: item.length, items: vec![item] });
+        let Item { place, from, length, .. } = item;
+        fetches.push(Fetch { place, from, length, waste: 0, items: vec![item] });
     }
     fetches
 }
 
 impl Fetch {
+    /// Whether an item that does not begin before this was made a part of it.
+    fn takes(&mut self, item: &Item, gap: u64) -> bool {
+        let own_end = self.from + self.length;
+        let skipped = item.from.saturating_sub(own_end);
+        let waste = self.waste + skipped;
+        let length = own_end.max(item.from + item.length) - self.from;
+        let fits = item.place == self.place && skipped <= gap && length <= PIECE_MAX;
+        if !fits || waste > (length - waste) / WASTE_DIVISOR {
+            return false;
+        }
+        (self.length, self.waste) = (length, waste);
+        true
+    }
+
     /// Fetches the range, and makes of it what is wanted.
     pub(super) async fn run(self, parts: &Parts, unpacked: &Unpacked) -> Result<Vec<(u64, Bytes)>> {
         let stream = match self.place {

@@ -23,6 +23,7 @@ const SUBCLUSTERS: u64 = 32;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct L1 {
     offset: u64,
+    entries: u64,
 }
 
 impl L1 {
@@ -47,7 +48,18 @@ impl L1 {
         if entries > 0 && (!offset.is_multiple_of(1 << cluster_bits) || offset & !OFFSET != 0) {
             return Err(Error::corrupt("the first-level table lies where none can be").with("offset", offset));
         }
-        Ok(Self { offset })
+        Ok(Self { offset, entries })
+    }
+
+    /// Fetches the page that the table begins in.
+    ///
+    /// # Errors
+    /// `Corrupt` where the file ends before; those of the stream.
+    pub(super) async fn touch(&self, pages: &Pages) -> Result<()> {
+        if self.entries > 0 {
+            pages.entries().u64(self.offset).await?;
+        }
+        Ok(())
     }
 }
 
