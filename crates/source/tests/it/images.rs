@@ -7,7 +7,9 @@ use ferry_core::{BlockSource, DeviceExtent, ErrorKind, ExtentState, SourcePoint}
 use serde_json::json;
 
 use crate::generate::{Kind, Made, Rng, make, set_incompatible, spec_of};
-use crate::qemu::{bytes_by_qemu, is_readable, map_by_qemu, open, qemu_io, run, snapshot_by_qemu, text};
+use crate::qemu::{
+    bytes_by_qemu, is_readable, map_by_qemu, open, promises, qemu_io, run, snapshot_by_qemu, text,
+};
 
 /// A number from the environment.
 fn asked(name: &str) -> Option<u64> {
@@ -151,6 +153,7 @@ const BUDGET: Duration = Duration::from_secs(14);
 
 #[test]
 fn qcow2_images_hold_what_qemu_reads() {
+    promises("A qcow or qcow2 image holds, at each of its snapshots, what QEMU reads there.");
     check(Kind::Alone, BUDGET);
 }
 
@@ -202,6 +205,7 @@ fn names_of_snapshots_are_made_to_differ() {
 
 #[test]
 fn an_image_that_needs_another_file_is_refused_unless_the_spec_names_it() {
+    promises("A foreign image does not decide which other files are opened: the spec names them.");
     let directory = tempfile::tempdir().unwrap();
     let (base, path) = (directory.path().join("base.raw"), directory.path().join("a.qcow2"));
     std::fs::write(&base, [7; 65536]).unwrap();
@@ -226,6 +230,7 @@ fn an_image_that_needs_another_file_is_refused_unless_the_spec_names_it() {
 
 #[test]
 fn what_cannot_be_read_is_refused_by_name() {
+    promises("What of a foreign image cannot be read rightly is refused by name.");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.qcow2");
     let create = |options: &[&str]| {

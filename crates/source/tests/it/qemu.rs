@@ -105,3 +105,11 @@ pub(crate) fn open(spec: &Value) -> Result<Arc<dyn BlockSource>> {
         Origin::Native(_) => panic!("a native spec is not opened here"),
     }
 }
+
+/// Fails where `docs/SEMANTICS.md` no longer says what a test is about to prove.
+pub(crate) fn promises(sentence: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/SEMANTICS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let flat: Vec<&str> = text.split_whitespace().collect();
+    assert!(flat.join(" ").contains(sentence), "docs/SEMANTICS.md does not say: {sentence}");
+}

@@ -1,6 +1,7 @@
 //! Streams from real servers: nginx, an object store, qemu-nbd and nbdkit.
 
 mod http;
+mod images;
 mod nbd;
 mod s3;
 

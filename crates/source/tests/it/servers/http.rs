@@ -13,16 +13,16 @@ use tempfile::TempDir;
 
 use super::{SIZE, Server, assert_reads, certificates, content, free_port, patience, runtime};
 
-struct Nginx {
-    dir: TempDir,
-    port: u16,
+pub(super) struct Nginx {
+    pub(super) dir: TempDir,
+    pub(super) port: u16,
     tls_port: u16,
     server: Option<Server>,
 }
 
 impl Nginx {
     /// Serves `disk.raw`, over TLS with a certificate for these names.
-    fn start(names: &str) -> Self {
+    pub(super) fn start(names: &str) -> Self {
         let dir = TempDir::new().unwrap();
         certificates(dir.path(), names);
         std::fs::create_dir(dir.path().join("www")).unwrap();
