@@ -235,27 +235,28 @@ impl Io {
                 Err(e) if is_lost_race(&e) => {}
                 done => return done,
             }
-            match self.migrate_object(object).await? {
-                Migrated::There => {}
-                Migrated::Nothing | Migrated::Gone => match self.make_in_target(object, effects).await {
-                    Err(e) if is_lost_race(&e) => {}
-                    done => return done,
-                },
+            if self.migrate_object(object).await? == Migrated::There {
+                continue;
+            }
+            // What the source says of it is no race lost.
+            let op = self.make_in_target(object, effects).await?;
+            match self.apply(object, op).await {
+                Err(e) if is_lost_race(&e) => {}
+                done => return done,
             }
         }
         Err(Error::busy("an object comes and goes while it is written").with("image_object", object.0))
     }
 
-    /// Makes an object that needs no history: with what its ancestors show at HEAD, and `effects`.
-    async fn make_in_target(&self, object: ObjectNo, effects: &[Effect]) -> Result<()> {
+    /// The op that makes an object that needs no history: with what its ancestors show at HEAD, and `effects`.
+    async fn make_in_target(&self, object: ObjectNo, effects: &[Effect]) -> Result<WriteOp> {
         let whole = ObjectExtent { object, offset: 0, length: self.revision().overlap_in(object) };
         let mut all = vec![Effect::Create];
         if whole.length > 0 {
             all.extend(self.effects_from_parent_of(self.revision(), whole).await?);
         }
         all.extend(effects.iter().cloned());
-        let op = WriteOp { effects: all, ..WriteOp::new() }.guard(Guard::CreateExclusive);
-        self.apply(object, op).await
+        Ok(WriteOp { effects: all, ..WriteOp::new() }.guard(Guard::CreateExclusive))
     }
 
     /// As [`Self::change_target`], for an effect that only takes data away: nothing happens where there is none.

@@ -234,8 +234,14 @@ impl Ends {
 
 /// Whether an image is the target of an import.
 fn is_import(header: &Header) -> bool {
-    header.migration.as_ref().is_some_and(|m| !m.source_spec.is_empty())
-        || header.intent.as_ref().is_some_and(|i| i.origin.is_some())
+    match (&header.migration, &header.intent) {
+        (Some(record), intent) => {
+            !record.source_spec.is_empty() || intent.as_ref().is_some_and(|i| i.origin.is_some())
+        }
+        // A note that only says that an import was under way was left by another program's commit.
+        (None, Some(intent)) => intent.origin.is_some() && intent.phase != MigrationPhase::Underway,
+        (None, None) => false,
+    }
 }
 
 /// The other end of a migration, its header not read yet.

@@ -60,11 +60,14 @@ impl Import {
         }
     }
 
-    /// How far it is. A target that has no record any more is being taken away, unless it is committed.
+    /// How far it is. Of a target that has no record any more its note says whether it is being taken away or committed.
     #[must_use]
     pub fn state(&self) -> MigrationState {
-        let without_record =
-            if self.is_committed() { MigrationState::Executed } else { MigrationState::Aborting };
+        let without_record = match self.target.intent().map(|i| i.phase) {
+            Some(MigrationPhase::Aborted) => MigrationState::Aborting,
+            Some(MigrationPhase::Committing | MigrationPhase::Committed) => MigrationState::Executed,
+            Some(MigrationPhase::Underway) | None => MigrationState::Error,
+        };
         self.target.state().unwrap_or(without_record)
     }
 
@@ -127,10 +130,27 @@ impl Import {
         source.pool.store.flush().await
     }
 
+    /// Closes the target to all, for good. The note says so too: it outlives the record.
+    async fn set_aborting(&mut self) -> Result<()> {
+        let is_noted = self.target.intent().is_none_or(|i| i.phase == MigrationPhase::Aborted);
+        if self.state() == MigrationState::Aborting && is_noted {
+            return Ok(());
+        }
+        self.target
+            .update(|h| {
+                if let Some(intent) = &mut h.intent {
+                    intent.phase = MigrationPhase::Aborted;
+                }
+                h.set_migration_state(MigrationState::Aborting, "")
+            })
+            .await?;
+        self.target.pool.store.flush().await
+    }
+
     /// Takes the target away, whatever there is of it.
     async fn undo(mut self) -> Result<()> {
-        if self.target.header.is_some() && self.state() != MigrationState::Aborting {
-            self.target.set_state(MigrationState::Aborting, "").await?;
+        if self.target.header.is_some() {
+            self.set_aborting().await?;
         }
         self.unpin().await?;
         remove_end(&mut self.target, TrashSource::Removing, &mut silent).await

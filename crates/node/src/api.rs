@@ -14,8 +14,9 @@ pub use command::{
     BenchPattern, BenchType, CloneCommand, Cluster, ClusterPools, Command, ConfigAction, ConfigLevel, Detail,
     DeviceCommand, ExportCommand, ExportFormat, FeatureChange, ImageBy, ImageCommand, ImageRef, ImportSource,
     JobCommand, LayoutOptions, LockCommand, Manner, MapOptions, MappedBy, MetaCommand, MigrationCommand,
-    NamespaceCommand, NbdListen, NbdOptions, ObjectMapCommand, PoolAccess, PoolCommand, Request, SnapBy,
-    SnapCommand, SnapScope, SpecText, TlsFiles, TransferCommand, TrashCommand, TrashScope, UsageCommand,
+    NamespaceCommand, NbdListen, NbdOffer, NbdOptions, ObjectMapCommand, PoolAccess, PoolCommand, Request,
+    SnapBy, SnapCommand, SnapScope, SpecText, TlsFiles, TransferCommand, TrashCommand, TrashScope,
+    UsageCommand,
 };
 pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};

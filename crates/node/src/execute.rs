@@ -332,7 +332,7 @@ impl Run<'_> {
             Command::Device(command) => Box::pin(self.device_command(command)).await,
             Command::Export(command) => Box::pin(self.export_command(command)).await,
             Command::Watch { image } => Box::pin(self.watch(&image)).await,
-            Command::Nbd(options) => Box::pin(self.nbd(options)).await,
+            Command::Nbd(options) => Box::pin(self.nbd(options, streams)).await,
             Command::Migration(command) => Box::pin(self.migration_command(command, streams)).await,
         }
     }

@@ -5,6 +5,7 @@
 //! - An export is taken out of the list before its clients are ended, and its image is closed after the last one is gone.
 
 mod count;
+mod source;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
+use ferry_core::{BlockDevice, BlockSource, DeviceExtent, Error, ErrorKind, Reply, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::image::Image;
 use ferry_serve::export::{Attendance, Export, Exports, Paused};
@@ -117,6 +118,13 @@ impl Offered {
         let attendance = Arc::<Below>::clone(&below);
         let export = Export::new(name, spec.to_string(), device, is_read_only).attended_by(attendance);
         Ok(Self { export: Arc::new(export), is_read_only, below })
+    }
+
+    /// Offers a foreign source under `name`, to be read only.
+    pub(crate) fn of_source(runtime: &Handle, source: Arc<dyn BlockSource>, name: &str) -> Self {
+        let below = Arc::new(Below { runtime: runtime.clone(), open: Mutex::new(None) });
+        let (description, device) = (source.describe(), Arc::new(source::SourceDevice(source)));
+        Self { export: Arc::new(Export::new(name, description, device, true)), is_read_only: true, below }
     }
 
     /// What clients attach to.

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use ferry_node::api::{Command, ExportCommand, NbdListen, NbdOptions, TlsFiles};
+use ferry_node::api::{Command, ExportCommand, NbdListen, NbdOffer, NbdOptions, TlsFiles};
 
 use super::Plan;
 use super::args::{Context, Flag, Kind, Parsed, Usage, Verb, Word};
-use super::spec::{self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, SNAP};
+use super::files::Files;
+use super::spec::{self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, SNAP, SOURCE_SPEC};
 
 /// What clients ask for, and whether they may write.
 const OFFER: &[Flag] = &[
@@ -77,14 +78,18 @@ pub(crate) const VERBS: &[Verb] = &[
         alias: None,
         about: "Offer one image or snapshot over NBD until interrupted.",
         words: &[IMAGE_OR_SNAP_WORD],
-        flags: &[IMAGE, SNAP, OFFER, LISTEN],
-        remark: "It prints the URI and a command that boots a machine from it.\n",
+        flags: &[IMAGE, SNAP, SOURCE_SPEC, OFFER, LISTEN],
+        remark: "With a source-spec, a foreign image is offered without being imported, to be read only.\n\
+                 It prints the URI and a command that boots a machine from it.\n",
         convert: nbd,
     },
 ];
 
 fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
-    let image = spec::image_or_snap(p, cx)?;
+    let (offered, input) = match spec::source(p)? {
+        Some((source, file)) => (NbdOffer::Source(source), file),
+        None => (NbdOffer::Image(spec::image_or_snap(p, cx)?), None),
+    };
     let (name, read_only) = (p.text("name"), p.is_set("read-only"));
     let listen = listen(p)?;
     if listen.socket.is_none() && listen.address.is_none() {
@@ -92,7 +97,8 @@ fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
             "where to listen was not specified: --socket PATH or --listen ADDRESS:PORT",
         ));
     }
-    Plan::run(Command::Nbd(NbdOptions { image, name, read_only, listen }))
+    let command = Command::Nbd(NbdOptions { offered, name, read_only, listen });
+    Plan::run_on(command, Files { input, ..Files::default() })
 }
 
 /// Where to listen. Paths are those of whoever typed them, wherever the command is executed.

@@ -60,6 +60,7 @@ impl Drop for Opened {
 fn words(command: &Command) -> (&'static str, Option<&'static str>) {
     match command {
         Command::Transfer(transfer) => match transfer {
+            TransferCommand::ImportFrom { .. } => (OPEN_FAILED, None),
             TransferCommand::Import { .. } => ("rbd: import failed", Some("Importing image")),
             TransferCommand::Export { .. } => ("rbd: export error", Some("Exporting image")),
             TransferCommand::ExportDiff { .. } => ("rbd: export-diff error", Some("Exporting image")),
@@ -85,9 +86,8 @@ fn words(command: &Command) -> (&'static str, Option<&'static str>) {
         | Command::Job(_)
         | Command::Device(_)
         | Command::Export(_)
-        | Command::Nbd(_)
         | Command::Watch { .. } => ("rbd: open error", None),
-        Command::Migration(_) => (OPEN_FAILED, None),
+        Command::Migration(_) | Command::Nbd(_) => (OPEN_FAILED, None),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Verbs on migrations.
 
-use ferry_node::api::{Command, ImportSource, Manner, MigrationCommand, SpecText};
+use ferry_node::api::{Command, ImportSource, Manner, MigrationCommand};
 use ferry_node::spec::{ImageSpec, SnapPresence, SnapSpec, Validation, Wanted};
 
 use super::Plan;
@@ -9,8 +9,8 @@ use super::files::Files;
 use super::image::{FEATURES_REMARK, LAYOUT, layout};
 use super::output::Program;
 use super::spec::{
-    self, IMAGE, IMAGE_WORD, NO_PROGRESS, SOURCE_IMAGE, SOURCE_IMAGE_OR_SNAP_WORD, SOURCE_SNAP, TARGET_IMAGE,
-    TARGET_IMAGE_WORD,
+    self, IMAGE, IMAGE_WORD, NO_PROGRESS, SOURCE_IMAGE, SOURCE_IMAGE_OR_SNAP_WORD, SOURCE_SNAP, SOURCE_SPEC,
+    TARGET_IMAGE, TARGET_IMAGE_WORD,
 };
 
 /// The verbs.
@@ -74,11 +74,8 @@ pub(crate) const VERBS: &[Verb] = &[
         about: "Prepare image migration.",
         words: &[SOURCE_IMAGE_OR_SNAP_WORD, TARGET_IMAGE_WORD],
         flags: &[
-            &[
-                Flag::new("import-only", Kind::Switch, "only import data from source"),
-                Flag::new("source-spec-path", Kind::Text, "source-spec file (or '-' for stdin)"),
-                Flag::new("source-spec", Kind::Text, "source-spec"),
-            ],
+            &[Flag::new("import-only", Kind::Switch, "only import data from source")],
+            SOURCE_SPEC,
             SOURCE_IMAGE,
             SOURCE_SNAP,
             TARGET_IMAGE,
@@ -145,29 +142,21 @@ fn target(p: &mut Parsed, cx: &Context<'_>, source: &ImageSpec) -> Result<ImageS
 }
 
 fn import(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
-    if p.is_set("source-spec") && p.is_set("source-spec-path") {
-        return Err(Usage::invalid("cannot specify both source-spec and source-spec-path"));
-    }
+    let named = spec::source(p)?;
     let layout = layout(p)?;
     let manner = manner(cx);
-    let (text, path) = (p.text("source-spec"), p.text("source-spec-path"));
-    if text.is_none() && path.is_none() {
+    let Some((source, path)) = named else {
         let (image, snap) = spec::snap(p, cx, Validation::Relaxed)?;
         let target = target(p, cx, &image)?;
         let source = ImportSource::Snapshot(SnapSpec { image, snap: Some(snap) });
         return run(MigrationCommand::Import { source, target, layout, manner });
-    }
+    };
     // The one image of the command is the target, however it is named.
     let names_target = ["dest", "dest-pool", "dest-namespace"].iter().any(|name| p.is_set(name));
     let target = if names_target { spec::target(p, cx)? } else { spec::new_image(p, cx)? };
     if p.next_word().is_some() {
         return Err(Usage::invalid("a source-spec and a source image cannot be given together"));
     }
-    let base = std::env::current_dir().map_err(|_| Usage::invalid("the current directory is gone"))?;
-    let source = match text {
-        Some(text) => ImportSource::Spec { text: SpecText(text), base },
-        None => ImportSource::File { base },
-    };
     let command = Command::Migration(MigrationCommand::Import { source, target, layout, manner });
     Plan::run_on(command, Files { input: path, ..Files::default() })
 }

@@ -1,6 +1,6 @@
 //! Names of images, snapshots and pools on the command line: the options and words that make one up.
 
-use ferry_node::api::{ImageBy, ImageRef};
+use ferry_node::api::{ImageBy, ImageRef, ImportSource, SpecText};
 use ferry_node::spec::{
     ImageSpec, PoolSpec, Side, SnapInput, SnapPresence, SnapSpec, SpecError, Validation, Wanted, resolve_pool,
 };
@@ -38,6 +38,11 @@ pub(crate) const TARGET_IMAGE: &[Flag] = &[
 ];
 /// A snapshot of the target.
 pub(crate) const TARGET_SNAP: &[Flag] = &[Flag::new("dest-snap", Kind::Text, "destination snapshot name")];
+/// What names a foreign source.
+pub(crate) const SOURCE_SPEC: &[Flag] = &[
+    Flag::new("source-spec-path", Kind::Text, "source-spec file (or '-' for stdin)"),
+    Flag::new("source-spec", Kind::Text, "source-spec"),
+];
 /// Result format.
 pub(crate) const FORMAT: &[Flag] = &[
     Flag::new("format", Kind::Format, "output format (plain, json, or xml) [default: plain]"),
@@ -150,6 +155,19 @@ pub(crate) fn pool(p: &mut Parsed, cx: &Context<'_>) -> Result<PoolSpec, Usage> 
 pub(crate) fn pool_name(p: &mut Parsed, cx: &Context<'_>) -> String {
     let word = if p.is_set("pool") { None } else { p.next_word() };
     p.text("pool").or(word).filter(|w| !w.is_empty()).unwrap_or_else(|| cx.default_pool().to_owned())
+}
+
+/// The source that `--source-spec` or `--source-spec-path` names, and the file that is read for it; `None` where neither is
+/// given.
+pub(crate) fn source(p: &Parsed) -> Result<Option<(ImportSource, Option<String>)>, Usage> {
+    let (text, path) = (p.text("source-spec"), p.text("source-spec-path"));
+    let base = || std::env::current_dir().map_err(|_| Usage::invalid("the current directory is gone"));
+    match (text, path) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(Usage::invalid("cannot specify both source-spec and source-spec-path")),
+        (Some(text), None) => Ok(Some((ImportSource::Spec { text: SpecText(text), base: base()? }, None))),
+        (None, Some(path)) => Ok(Some((ImportSource::File { base: base()? }, Some(path)))),
+    }
 }
 
 /// An image by name or by `--image-id`, and its snapshot as `snap` wants it.

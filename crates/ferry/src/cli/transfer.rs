@@ -1,13 +1,13 @@
 //! Verbs that move images to and from files: import, export, export-diff, import-diff, merge-diff, diff.
 
-use ferry_node::api::{Command, ExportFormat, TransferCommand};
-use ferry_node::spec::{SnapInput, SnapPresence, Validation, Wanted};
+use ferry_node::api::{Command, ExportFormat, ImportSource, TransferCommand};
+use ferry_node::spec::{ImageSpec, SnapInput, SnapPresence, Validation, Wanted};
 
 use super::args::{Context, Flag, Kind, Parsed, Usage, Verb, Word};
 use super::image::{FEATURES_REMARK, IMAGE_FORMAT, LAYOUT, layout};
 use super::spec::{
     self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, IMAGE_WORD, NO_PROGRESS, SNAP, SOURCE_IMAGE,
-    SOURCE_IMAGE_OR_SNAP_WORD, SOURCE_SNAP, SPARSE_SIZE, TARGET_IMAGE, TARGET_IMAGE_WORD,
+    SOURCE_IMAGE_OR_SNAP_WORD, SOURCE_SNAP, SOURCE_SPEC, SPARSE_SIZE, TARGET_IMAGE, TARGET_IMAGE_WORD,
 };
 use super::{Files, Plan};
 
@@ -69,6 +69,8 @@ pub(crate) const VERBS: &[Verb] = &[
             SPARSE_SIZE,
             NO_PROGRESS,
             EXPORT_FORMAT,
+            &[Flag::new("source-format", Kind::Text, "format of the file: raw, qcow2, vmdk, ...")],
+            SOURCE_SPEC,
             &[Flag::new("pool", Kind::Text, "").short('p'), Flag::new("image", Kind::Text, "")],
         ],
         remark: FEATURES_REMARK,
@@ -117,8 +119,27 @@ fn file_name(path: &str) -> &str {
 }
 
 fn import(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
-    let path = path(p)?;
     let layout = layout(p)?;
+    if let Some((source, file)) = spec::source(p)? {
+        let target = import_target(p, cx, "")?;
+        let command = Command::Transfer(TransferCommand::ImportFrom { source, target, layout });
+        return Plan::run_on(command, Files { input: file, ..Files::default() });
+    }
+    let path = path(p)?;
+    let target = import_target(p, cx, &path)?;
+    if let Some(format) = p.text("source-format") {
+        let path = std::path::absolute(&path).map_err(|e| Usage::invalid(e.to_string()))?;
+        let source = ImportSource::Image { format, path };
+        return Plan::run(Command::Transfer(TransferCommand::ImportFrom { source, target, layout }));
+    }
+    let format = format(p);
+    let sparse_size = p.size("sparse-size", 1);
+    let command = Command::Transfer(TransferCommand::Import { target, layout, format, sparse_size });
+    Plan::run_on(command, Files { input: Some(path), ..Files::default() })
+}
+
+/// The image an import makes; called like the file where nothing is said.
+fn import_target(p: &mut Parsed, cx: &Context<'_>, path: &str) -> Result<ImageSpec, Usage> {
     // `--pool` and `--image` are old words for `--dest-pool` and `--dest`.
     let input = SnapInput {
         pool: p.text("dest-pool").or_else(|| p.text("pool")),
@@ -131,15 +152,12 @@ fn import(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
         .map_err(Usage::from)?
         .image;
     if target.image.is_empty() {
-        if path == "-" {
+        if path == "-" || path.is_empty() {
             return Err(Usage::invalid("destination image name was not specified"));
         }
-        file_name(&path).clone_into(&mut target.image);
+        file_name(path).clone_into(&mut target.image);
     }
-    let format = format(p);
-    let sparse_size = p.size("sparse-size", 1);
-    let command = Command::Transfer(TransferCommand::Import { target, layout, format, sparse_size });
-    Plan::run_on(command, Files { input: Some(path), ..Files::default() })
+    Ok(target)
 }
 
 fn export(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {

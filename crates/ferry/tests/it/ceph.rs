@@ -295,6 +295,77 @@ fn ferry_answers_as_rbd_on_a_real_cluster() {
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     hand_over(&home, &cluster);
+    imports(&home, &cluster);
+}
+
+/// Imports that one prepared and the other executes, those of raw files and of snapshots; all others `rbd` refuses.
+fn imports(home: &Home, cluster: &Cluster) {
+    let disk = fs::read(home.path("disk")).unwrap();
+    let path = home.path("disk");
+    let raw = format!(r#"{{"stream":{{"file_path":"{}","type":"file"}},"type":"raw"}}"#, path.display());
+    type Program = fn(&Home, &Cluster, &str) -> Output;
+    let ok = |program: Program, line: &str| {
+        let output = program(home, cluster, line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let bytes = |program: Program, image: &str| {
+        drop(fs::remove_file(home.path("i.out")));
+        ok(program, &format!("export {image} i.out"));
+        fs::read(home.path("i.out")).unwrap()
+    };
+    let programs: [(Program, Program, &str); 2] = [(stock, ours, "si"), (ours, stock, "oi")];
+    for (first, second, image) in programs {
+        ok(first, &format!("migration prepare --import-only --source-spec {raw} {image}"));
+        assert_eq!(ok(stock, &format!("status {image}")), ok(ours, &format!("status {image}")));
+        assert!(bytes(second, image) == disk && bytes(first, image) == disk, "{image} prepared");
+        ok(first, &format!("bench {image} --io-type write --io-total 256K --io-pattern rand"));
+        ok(second, &format!("bench {image} --io-type write --io-total 256K --io-pattern rand"));
+        let now = bytes(first, image);
+        assert!(bytes(second, image) == now, "{image} written");
+        ok(second, &format!("migration execute {image}"));
+        assert!(bytes(first, image) == now && bytes(second, image) == now, "{image} executed");
+        ok(first, &format!("migration commit {image}"));
+        assert!(bytes(first, image) == now && bytes(second, image) == now, "{image} committed");
+        // What is left of it must not be taken for something to be finished, or taken away.
+        for verb in ["commit", "abort"] {
+            assert_eq!(ours(home, cluster, &format!("migration {verb} {image}")).status.code(), Some(22));
+        }
+        let again =
+            ours(home, cluster, &format!("migration prepare --import-only --source-spec {raw} {image}"));
+        assert_eq!(again.status.code(), Some(17), "{again:?}");
+        assert!(bytes(stock, image) == now, "{image} left alone");
+    }
+    ok(ours, "import disk ni");
+    ok(ours, "snap create ni@s");
+    ok(ours, "migration prepare --import-only ni@s no");
+    ok(stock, "migration prepare --import-only ni@s ns");
+    let source = |image: &str| {
+        let status = ok(stock, &format!("status {image}"));
+        assert_eq!(status, ok(ours, &format!("status {image}")));
+        status.lines().find(|l| l.contains("source:")).unwrap().to_owned()
+    };
+    assert_eq!(source("no"), source("ns"));
+    assert!(bytes(stock, "no") == disk && bytes(ours, "no") == disk);
+    assert_eq!(ours(home, cluster, "snap rm ni@s").status.code(), Some(16));
+    assert!(!ours(home, cluster, "export ns n.out").status.success(), "rbd pins nothing: refused");
+    ok(stock, "migration execute no");
+    ok(stock, "migration abort ns");
+    ok(ours, "migration commit no");
+    ok(ours, "snap rm ni@s");
+    assert!(bytes(stock, "no") == disk && bytes(ours, "no") == disk);
+    let made = Command::new("qemu-img")
+        .args(["convert", "-c", "-O", "qcow2", "disk", "c.qcow2"])
+        .current_dir(home.dir())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let compressed = r#"{"type":"qcow","stream":{"type":"file","file_path":"c.qcow2"}}"#;
+    ok(ours, &format!("migration prepare --import-only --source-spec {compressed} qi"));
+    let refused = stock(home, cluster, "export qi q.out");
+    assert!(!refused.status.success(), "rbd reads garbage out of compressed clusters: {refused:?}");
+    assert!(bytes(ours, "qi")[..disk.len()] == disk);
+    ok(ours, "migration abort qi");
 }
 
 /// What one wrote, the other reads and goes on with.

@@ -373,6 +373,35 @@ fn a_qcow2_file_comes_with_its_snapshots() {
 }
 
 #[test]
+fn import_takes_any_format_with_its_snapshots() {
+    let home = with_disk();
+    let run = |words: &[&str]| {
+        let done = Command::new(words[0]).args(&words[1..]).current_dir(home.dir()).output().unwrap();
+        assert!(done.status.success(), "{words:?}: {done:?}");
+    };
+    run(&["qemu-img", "convert", "-c", "-O", "qcow2", "disk", "a.qcow2"]);
+    run(&["qemu-img", "snapshot", "-c", "one", "a.qcow2"]);
+    home.ok("import --source-format qcow2 a.qcow2 b");
+    assert!(bytes(&home, "b") == fs::read(home.path("disk")).unwrap());
+    assert!(bytes(&home, "b@one") == fs::read(home.path("disk")).unwrap());
+    assert!(!home.ok("info b").contains("migrating"));
+    assert!(used(&home, "b") < 6 << 20, "objects count up to their last byte, holes do not");
+    home.ok(&format!("import --source-spec {} c", raw(&home, "disk")));
+    assert!(bytes(&home, "c") == fs::read(home.path("disk")).unwrap());
+    home.ok("import --source-format raw disk");
+    assert!(bytes(&home, "disk") == fs::read(home.path("disk")).unwrap());
+    assert_eq!(home.fails("import --source-format qcow2 a.qcow2 b").0, 17);
+    assert_ne!(home.fails("import --source-format qcow2 disk d").0, 0);
+    // Damaged in the middle: nothing is left of the image.
+    let file = fs::OpenOptions::new().write(true).open(home.path("a.qcow2")).unwrap();
+    file.set_len(fs::metadata(home.path("a.qcow2")).unwrap().len() / 3).unwrap();
+    assert_ne!(home.fails("import --source-format qcow2 a.qcow2 d").0, 0);
+    assert_eq!(home.ok("ls"), "b\nc\ndisk\n");
+    assert_eq!(home.ok("trash ls --all"), "");
+    home.check();
+}
+
+#[test]
 fn the_program_may_die_at_any_moment_of_an_import() {
     let home = with_disk();
     let spec = raw(&home, "disk");

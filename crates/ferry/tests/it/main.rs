@@ -8,7 +8,6 @@ mod demo;
 mod device;
 mod durability;
 mod errors;
-mod foreign;
 mod guest;
 mod harness;
 mod images;

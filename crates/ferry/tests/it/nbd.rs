@@ -176,3 +176,48 @@ fn tcp_clients_speak_tls_where_keys_are_given() {
     assert!(!refused.status.success(), "{refused:?}");
     assert_eq!(offer.stop(), 0);
 }
+
+#[test]
+fn a_foreign_image_is_offered_without_being_imported() {
+    let home = Home::new();
+    fs::write(home.path("disk"), noise(7, 3 << 20)).unwrap();
+    client(home.dir(), "qemu-img", &["convert", "-c", "-O", "qcow2", "disk", "c.qcow2"]);
+    let spec = r#"{"type":"qcow2","stream":{"type":"file","file_path":"c.qcow2"}}"#;
+    let offer = Offer::start(&home, &format!("--source-spec {spec}"));
+    client(home.dir(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", "disk", &offer.uri]);
+    let write =
+        Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4096", &offer.uri]).output().unwrap();
+    assert!(!write.status.success(), "{write:?}");
+    assert_eq!(offer.stop(), 0);
+    assert_eq!(home.ok("ls"), "");
+}
+
+#[test]
+fn the_target_of_an_import_is_used_while_it_is_copied() {
+    let home = Home::new();
+    let mut disk = noise(8, 24 << 20);
+    fs::write(home.path("disk"), &disk).unwrap();
+    let spec = format!(
+        r#"{{"type":"raw","stream":{{"type":"file","file_path":"{}"}}}}"#,
+        home.path("disk").display()
+    );
+    let node = home.serve();
+    home.ok(&format!("migration prepare --import-only --source-spec {spec} a"));
+    home.ok("export add a --name a");
+    let uri = format!("nbd+unix:///a?socket={}", home.path("home/nbd.sock").display());
+    client(home.dir(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", "disk", &uri]);
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "write -P 9 5M 100k", "-c", "flush", &uri]);
+    disk[5 << 20..(5 << 20) + (100 << 10)].fill(9);
+    assert_eq!(home.fails("migration abort --accept-loss a").0, 16, "it is in use");
+    home.ok("migration execute a");
+    client(home.dir(), "qemu-io", &["-f", "raw", "-c", "write -P 8 6M 100k", "-c", "flush", &uri]);
+    disk[6 << 20..(6 << 20) + (100 << 10)].fill(8);
+    home.ok("migration commit a");
+    client(home.dir(), "nbdcopy", &[&uri, "copied"]);
+    assert!(fs::read(home.path("copied")).unwrap() == disk);
+    home.ok("export rm a");
+    node.kill();
+    home.ok("export a out");
+    assert!(fs::read(home.path("out")).unwrap() == disk);
+    home.check();
+}

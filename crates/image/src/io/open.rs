@@ -56,6 +56,10 @@ pub async fn open_origin(pool: &Pool, header: &Header, snap: SnapId) -> Result<A
             let revision = open_chain(pool, place, Cow::Owned(above), snap).await?;
             Ok(Ancestor::Image(Arc::new(revision)))
         }
+        // Prepared by another program, which notes nothing of the source.
+        (Some(record), None) if !record.source_spec.is_empty() => {
+            open_foreign(pool, record, None, snap).await
+        }
         _ => Err(Error::invalid("the image is not the target of an import")),
     }
 }

@@ -127,11 +127,10 @@ pub async fn import_clones(import: &Import) -> Result<Vec<String>> {
     Ok(children::of(&import.target).await?.iter().map(full_name).collect())
 }
 
-/// What an abort would lose: all that was done to the target since prepare. Where the source cannot be read it is whatever was
-/// written.
+/// What an abort would lose: all that was done to the target since prepare.
 ///
 /// # Errors
-/// Those of the store.
+/// Those of the stores and the source.
 pub async fn import_losses(import: &Import) -> Result<Losses> {
     let header = header_of(&import.target)?;
     let mut what = Vec::new();
@@ -154,14 +153,8 @@ pub async fn import_losses(import: &Import) -> Result<Losses> {
     if !header.metadata.is_empty() {
         what.push("it has image-meta".to_owned());
     }
-    match is_written(import).await {
-        Ok(false) => {}
-        Ok(true) => what.push("it was written to since prepare".to_owned()),
-        // A source that changed or is gone is a reason to abort, not one against it; but nobody knows what is lost.
-        Err(e) => what.push(format!(
-            "whatever was written to it: it cannot be compared with its source ({})",
-            e.chain()
-        )),
+    if is_written(import).await? {
+        what.push("it was written to since prepare".to_owned());
     }
     Ok(Losses { what })
 }
@@ -212,8 +205,8 @@ pub async fn abort_import(
     }
     if !matches!(import.state(), MigrationState::Preparing | MigrationState::Aborting) {
         check_abort(&mut import, options).await?;
-        import.target.set_state(MigrationState::Aborting, "").await?;
     }
+    import.set_aborting().await?;
     import.unpin().await?;
     remove_end(&mut import.target, TrashSource::Removing, progress).await
 }

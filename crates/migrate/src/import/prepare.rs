@@ -27,7 +27,7 @@ use ferry_image::pool::Pool;
 use ferry_image::trash;
 
 use super::{Import, clear_remains};
-use crate::ends::{Ends, Finding};
+use crate::ends::{End, Ends, Finding};
 
 /// What is imported.
 #[derive(Clone, Debug)]
@@ -113,10 +113,9 @@ pub async fn prepare_import(
     let plan = Plan::make(from, target, name, options).await?;
     if let Err(e) = plan.carry_out().await {
         // What went wrong first is what is told; what is left is found by an abort.
-        match Ends::look_up(target, name).await {
-            Ok(Finding::Importing(import)) if import.target.id == plan.id => drop(import.undo().await),
-            Ok(_) => {}
-            Err(_) => drop(clear_remains(target, name).await),
+        let mut end = End { pool: target.clone(), name: name.to_owned(), id: plan.id.clone(), header: None };
+        if end.reload().await.is_ok() {
+            drop(Import { target: end }.undo().await);
         }
         return Err(e);
     }

@@ -13,7 +13,7 @@ use crate::spec::{ImageSpec, PoolSpec, SnapSpec};
 
 pub use device::{DeviceCommand, MapOptions, MappedBy};
 pub use migration::{ImportSource, Manner, MigrationCommand, SpecText};
-pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOptions, TlsFiles};
+pub use serving::{ExportCommand, JobCommand, NbdListen, NbdOffer, NbdOptions, TlsFiles};
 
 /// A command and the settings given with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -557,6 +557,15 @@ pub enum ExportFormat {
 /// Images to and from files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TransferCommand {
+    /// Make an image out of a source of any kind, with its snapshots.
+    ImportFrom {
+        /// What is imported.
+        source: ImportSource,
+        /// The image made.
+        target: ImageSpec,
+        /// How it is laid out.
+        layout: LayoutOptions,
+    },
     /// Make an image of the input.
     Import {
         /// Its name.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     CloneCommand, Command, ConfigLevel, DeviceCommand, ExportCommand, ImageCommand, ImageRef, ImportSource,
-    LayoutOptions, MetaCommand, MigrationCommand, NamespaceCommand, PoolCommand, SnapCommand,
+    LayoutOptions, MetaCommand, MigrationCommand, NamespaceCommand, NbdOffer, PoolCommand, SnapCommand,
     TransferCommand, TrashCommand,
 };
 use crate::spec::{ImageSpec, SnapSpec};
@@ -80,7 +80,10 @@ impl Command {
             Self::Namespace(NamespaceCommand::List { pool }) => Places::default().pool(pool),
             Self::ObjectMap { image, .. } | Self::Export(ExportCommand::Add { image, .. }) => snap(image),
             Self::Device(DeviceCommand::Map(options) | DeviceCommand::Hold(options)) => snap(&options.image),
-            Self::Nbd(options) => snap(&options.image),
+            Self::Nbd(options) => match &options.offered {
+                NbdOffer::Image(image) => snap(image),
+                NbdOffer::Source(_) => Places::default(),
+            },
             Self::Migration(MigrationCommand::Prepare { source, target, layout, .. }) => {
                 image(source).pool(&target.pool).layout(layout)
             }
@@ -88,7 +91,9 @@ impl Command {
                 let places = image(target).layout(layout);
                 match source {
                     ImportSource::Snapshot(snap) => places.pool(&snap.image.pool),
-                    ImportSource::Spec { .. } | ImportSource::File { .. } => places,
+                    ImportSource::Spec { .. } | ImportSource::File { .. } | ImportSource::Image { .. } => {
+                        places
+                    }
                 }
             }
             Self::Migration(command) => image(command.image()),
@@ -172,7 +177,9 @@ impl TrashCommand {
 impl TransferCommand {
     fn places(&self) -> Places {
         match self {
-            Self::Import { target, layout, .. } => image(target).layout(layout),
+            Self::Import { target, layout, .. } | Self::ImportFrom { target, layout, .. } => {
+                image(target).layout(layout)
+            }
             Self::Export { source, .. } | Self::ExportDiff { source, .. } | Self::Diff { source, .. } => {
                 snap(source)
             }

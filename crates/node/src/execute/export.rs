@@ -7,7 +7,9 @@ use ferry_image::header::Opening;
 use ferry_image::image::Image;
 
 use super::{Run, Serving, failed, open_failed};
-use crate::api::{Done, ExportCommand, ExportLine, Failure, ImageRef, NbdOptions, Response};
+use crate::api::{
+    Done, ExportCommand, ExportLine, Failure, ImageRef, NbdOffer, NbdOptions, Response, Streams,
+};
 use crate::config::ExportRecord;
 use crate::exporter::{Exporter, Offered};
 use crate::spec::SnapSpec;
@@ -98,15 +100,30 @@ impl Run<'_> {
     }
 
     /// Offers one image until the command is asked to end.
-    pub(super) async fn nbd(&self, options: NbdOptions) -> Done<Response> {
-        let NbdOptions { image, name, read_only, listen } = options;
-        let cannot = || failed(format!("cannot offer {image}"), "rbd: nbd error");
-        let exporter = Arc::new(Exporter::new(self.host.runtime().map_err(cannot())?, &listen));
+    pub(super) async fn nbd(&self, options: NbdOptions, streams: Streams) -> Done<Response> {
+        let NbdOptions { offered, name, read_only, listen } = options;
+        let shown = match &offered {
+            NbdOffer::Image(image) => image.to_string(),
+            NbdOffer::Source(_) => "the source".to_owned(),
+        };
+        let cannot = || failed(format!("cannot offer {shown}"), "rbd: nbd error");
+        let threads = self.host.runtime().map_err(cannot())?;
+        let exporter = Arc::new(Exporter::new(threads, &listen));
         self.host.add_exporter(&exporter);
         exporter.listen(&listen, Vec::new()).map_err(cannot())?;
-        let name = name.unwrap_or_else(|| image.to_string());
-        let record = ExportRecord { image: image.clone(), read_only };
-        let offered = self.offer(&exporter, &name, &record).await;
+        let offered = match offered {
+            NbdOffer::Image(image) => {
+                let name = name.unwrap_or_else(|| image.to_string());
+                self.offer(&exporter, &name, &ExportRecord { image, read_only }).await
+            }
+            NbdOffer::Source(source) => match self.foreign(source, streams).await {
+                Ok(source) => {
+                    let offered = Offered::of_source(threads, source, &name.unwrap_or_default());
+                    exporter.add(offered).await.map_err(cannot())
+                }
+                Err(failure) => Err(failure),
+            },
+        };
         if let Ok(line) = &offered {
             for text in line.invitation() {
                 self.events.say(&text);
@@ -114,7 +131,7 @@ impl Run<'_> {
             self.cancel.asked().await;
         }
         let stopped =
-            exporter.stop().await.map_err(failed(format!("cannot close {image}"), "rbd: close error"));
+            exporter.stop().await.map_err(failed(format!("cannot close {shown}"), "rbd: close error"));
         offered?;
         stopped.map(|()| Response::Done)
     }

@@ -109,12 +109,16 @@ impl Run<'_> {
     }
 
     async fn migration_execute(&self, image: &ImageSpec) -> Done<()> {
-        let rbd = "rbd: migration failed";
         let what = format!("cannot execute the migration of {image}");
-        let mut moved = self.moved(image, &what, rbd).await?;
-        let cannot = |e: Error| state_failed(&e, &what, rbd, "prepared");
+        self.execute_as(image, "Image migration", &what, "rbd: migration failed").await
+    }
+
+    /// Executes a migration, told of under `title`.
+    async fn execute_as(&self, image: &ImageSpec, title: &'static str, what: &str, rbd: &str) -> Done<()> {
+        let mut moved = self.moved(image, what, rbd).await?;
+        let cannot = |e: Error| state_failed(&e, what, rbd, "prepared");
         if !matches!(moved.state(), MigrationState::Prepared | MigrationState::Executing) {
-            return Err(wrong_state(moved.state(), &what, rbd, "prepared"));
+            return Err(wrong_state(moved.state(), what, rbd, "prepared"));
         }
         let threads = self.host.runtime().map_err(cannot)?;
         let pace = Throttle::new(self.env, threads, self.cancel);
@@ -139,7 +143,7 @@ impl Run<'_> {
         if is_faulty {
             self.flip_next();
         }
-        let step = Progress::start(self.events, "Image migration");
+        let step = Progress::start(self.events, title);
         let executed = moved.execute(&device, &pace, &mut |d, t| step.at(d, t)).await;
         if let Some(attending) = attending {
             attending.abort();

@@ -44,6 +44,9 @@ impl Run<'_> {
                 let sparse_size = sparse_size.unwrap_or(SPARSE_SIZE);
                 self.import(input, &target, &layout, format, sparse_size).await?;
             }
+            TransferCommand::ImportFrom { source, target, layout } => {
+                Box::pin(self.import_from(source, &target, &layout, streams)).await?;
+            }
             TransferCommand::Export { source, format } => {
                 let output = given(streams.output, "rbd: export error")?;
                 self.export(&source, format, output).await?;

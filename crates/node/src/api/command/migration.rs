@@ -42,6 +42,13 @@ pub enum ImportSource {
         /// As of [`Self::Spec`].
         base: PathBuf,
     },
+    /// An image of a format in a file.
+    Image {
+        /// `raw`, `qcow2`, …
+        format: String,
+        /// The file, from the root.
+        path: PathBuf,
+    },
     /// A snapshot of an image.
     Snapshot(SnapSpec),
 }

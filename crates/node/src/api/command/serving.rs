@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::ImportSource;
 use crate::spec::SnapSpec;
 
 /// Images a node offers over NBD.
@@ -33,14 +34,23 @@ pub enum ExportCommand {
 /// How one image is offered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NbdOptions {
-    /// The image, or a snapshot of it.
-    pub image: SnapSpec,
-    /// What clients ask for; the image's spec where none is given.
+    /// What is offered.
+    pub offered: NbdOffer,
+    /// What clients ask for; the image's spec where none is given, of a source the empty name.
     pub name: Option<String>,
     /// Whether writes are refused.
     pub read_only: bool,
     /// Where clients come in.
     pub listen: NbdListen,
+}
+
+/// What is offered over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NbdOffer {
+    /// An image, or a snapshot of it.
+    Image(SnapSpec),
+    /// A foreign source, which is only read.
+    Source(ImportSource),
 }
 
 /// Where clients of NBD come in, and who may.

@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
-use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
+use ferry_core::{BlockSource, Errno, Error, ErrorKind, Result, SnapId};
 use ferry_image::encoding::TrashSource;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::pool::Pool;
+use ferry_image::progress::silent;
 use ferry_image::trash;
-use ferry_migrate::{AbortOptions, ImportFrom, ImportOptions, Imported, prepare_import};
+use ferry_migrate::{AbortOptions, CommitOptions, ImportFrom, ImportOptions, Imported, prepare_import};
 use ferry_source::spec::{NativeSpec, PoolRef, SnapRef};
 use ferry_source::{Origin, SourceSpec};
 use serde_json::json;
@@ -43,8 +45,7 @@ impl Run<'_> {
         let cannot = |e: Error| import_failed(&e, &what, target);
         let spec = match source {
             ImportSource::Snapshot(snap) => return self.import_snapshot(&snap, target, layout, manner).await,
-            ImportSource::Spec { text, base } => parse(&text.0, &base),
-            ImportSource::File { base } => read(streams.input).and_then(|text| parse(&text, &base)),
+            other => spec_of(other, streams),
         };
         let spec = spec.map_err(cannot)?;
         let pool = self.pool(&target.pool_spec()).await?;
@@ -68,6 +69,56 @@ impl Run<'_> {
                 made
             }
         }
+    }
+
+    /// Imports all of a source at once; an image that cannot be completed is removed again.
+    pub(in crate::execute) async fn import_from(
+        &self,
+        source: ImportSource,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        streams: Streams,
+    ) -> Done<()> {
+        self.migration_import(source, target, layout, Manner::Rbd, streams).await?;
+        let rbd = "rbd: import failed";
+        let what = format!("cannot import image {target}");
+        let executed = self.execute_as(target, "Importing image", &what, rbd).await;
+        if let Err(failure) = executed {
+            let moved = self.moved(target, &what, rbd).await?;
+            let spec = moved.spec().to_owned();
+            let pool = self.pool(&target.pool_spec()).await?;
+            let options = AbortOptions { accept_loss: true };
+            let gone = ferry_migrate::abort_import(&pool, &target.image, options, &mut silent).await;
+            if gone.is_err() {
+                return Err(failure);
+            }
+            self.forget_secrets_of(&spec)?;
+            return Err(Failure { next: vec!["no image was made".to_owned()], ..failure });
+        }
+        let moved = self.moved(target, &what, rbd).await?;
+        let spec = moved.spec().to_owned();
+        let options = CommitOptions { force: true, unverified: true };
+        moved.commit(options, &mut silent).await.map_err(failed(&what, rbd))?;
+        self.forget_secrets_of(&spec)
+    }
+
+    /// A foreign source to be read without importing it.
+    pub(in crate::execute) async fn foreign(
+        &self,
+        source: ImportSource,
+        streams: Streams,
+    ) -> Done<Arc<dyn BlockSource>> {
+        let cannot = |e: Error| {
+            Failure::of(&e, "cannot open the source", "rbd: nbd error")
+                .after(format!("librbd: {}", e.clause()))
+        };
+        let spec = spec_of(source, streams).map_err(cannot)?;
+        let Origin::Image(image) = spec.origin() else {
+            let error = Error::invalid("an image of a pool is offered by its name");
+            return Err(cannot(error).advise("`ferry nbd POOL/IMAGE@SNAP` offers it"));
+        };
+        let threads = self.host.runtime().map_err(cannot)?;
+        sources::open(threads, self.home, image).await.map_err(cannot)
     }
 
     /// Imports from a snapshot that is named as such.
@@ -235,6 +286,16 @@ impl Run<'_> {
 fn place_of(image: &Image, target: &Pool) -> Place {
     let is_same = image.pool.store.identity() == target.store.identity();
     if is_same { Place::SameStore } else { Place::Elsewhere }
+}
+
+/// The spec of a source that is no snapshot.
+fn spec_of(source: ImportSource, streams: Streams) -> Result<SourceSpec> {
+    match source {
+        ImportSource::Spec { text, base } => parse(&text.0, &base),
+        ImportSource::File { base } => read(streams.input).and_then(|text| parse(&text, &base)),
+        ImportSource::Image { format, path } => SourceSpec::of_file(&format, &path),
+        ImportSource::Snapshot(_) => Err(Error::invalid("a snapshot is no foreign source")),
+    }
 }
 
 /// A spec with its files named from the root.
