@@ -128,6 +128,26 @@ impl Diff {
         sets.map(move |set| self.set_changes(set)).buffered(OBJECTS_IN_FLIGHT)
     }
 
+    /// The changes in a range that lies inside the newer end, ascending.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn range(&self, offset: u64, length: u64) -> Result<Vec<DeviceExtent>> {
+        let mut objects: Vec<ObjectNo> = self.to.layout.extents(offset, length).map(|e| e.object).collect();
+        objects.dedup();
+        let mut found = Vec::new();
+        let mut changes = stream::iter(objects)
+            .map(|object| async move { self.object_changes(object).await })
+            .buffered(OBJECTS_IN_FLIGHT);
+        while let Some(batch) = changes.try_next().await? {
+            found.extend(batch.into_iter().filter_map(|change| clip(change, offset, offset + length)));
+        }
+        found.sort_unstable_by_key(|c| c.offset);
+        let mut joined = Vec::new();
+        found.into_iter().for_each(|change| push_joined(&mut joined, change));
+        Ok(joined)
+    }
+
     /// All changes at once, joined where they touch.
     ///
     /// # Errors
@@ -228,6 +248,12 @@ async fn load_maps(image: &Image, request: DiffRequest, count: u64) -> Result<Op
         }
     }
     Ok(Some(maps))
+}
+
+/// The part of a change that lies in a range.
+fn clip(change: DeviceExtent, from: u64, to: u64) -> Option<DeviceExtent> {
+    let (start, end) = (change.offset.max(from), (change.offset + change.length).min(to));
+    (start < end).then(|| DeviceExtent { offset: start, length: end - start, state: change.state })
 }
 
 /// Appends a change, joined with the last where they touch and are alike.

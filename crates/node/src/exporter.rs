@@ -4,6 +4,7 @@
 //! - An image that is offered answers its other clients (`attend`) for as long as it is open.
 //! - An export is taken out of the list before its clients are ended, and its image is closed after the last one is gone.
 
+mod changes;
 mod count;
 mod source;
 
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{ExportClient, ExportLine, NbdListen, TlsFiles};
 use crate::spec::{ImageSpec, SnapSpec};
+use changes::Changes;
 
 /// An image that is offered.
 #[derive(Debug)]
@@ -81,6 +83,11 @@ fn path_of(socket: &UnixListener) -> Option<PathBuf> {
 }
 
 impl Below {
+    /// The image as last read; `None` while there is none.
+    fn image(&self) -> Option<Image> {
+        self.open().as_ref().map(|open| open.device.image())
+    }
+
     fn open(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +123,9 @@ impl Offered {
         let device = Arc::new(open.device.clone());
         let below = Arc::new(Below { runtime: runtime.clone(), open: Mutex::new(Some(open)) });
         let attendance = Arc::<Below>::clone(&below);
-        let export = Export::new(name, spec.to_string(), device, is_read_only).attended_by(attendance);
+        let export = Export::new(name, spec.to_string(), device, is_read_only)
+            .attended_by(attendance)
+            .answering(Arc::new(Changes(Arc::clone(&below))));
         Ok(Self { export: Arc::new(export), is_read_only, below })
     }
 

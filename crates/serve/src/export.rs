@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use ferry_core::{BlockDevice, Error, ErrorKind, Result};
 
 use self::gate::Gate;
-use crate::context::MetaContext;
+use crate::context::{MetaContext, MetaContexts};
 use crate::traffic::Traffic;
 
 /// Hears when an export gets its first client and loses its last one.
@@ -38,7 +38,7 @@ pub struct Export {
     device: RwLock<Arc<dyn BlockDevice>>,
     clients: AtomicUsize,
     attendance: Mutex<Option<Arc<dyn Attendance>>>,
-    contexts: Vec<Arc<dyn MetaContext>>,
+    contexts: Arc<dyn MetaContexts>,
     traffic: Traffic,
 }
 
@@ -59,22 +59,22 @@ impl Export {
             device: RwLock::new(device),
             clients: AtomicUsize::new(0),
             attendance: Mutex::new(None),
-            contexts: Vec::new(),
+            contexts: Arc::new(Vec::new()),
             traffic: Traffic::default(),
         }
     }
 
     /// Lets clients ask `contexts` too.
     #[must_use]
-    pub fn answering(mut self, contexts: Vec<Arc<dyn MetaContext>>) -> Self {
+    pub fn answering(mut self, contexts: Arc<dyn MetaContexts>) -> Self {
         self.contexts = contexts;
         self
     }
 
     /// What it answers beside what is allocated.
     #[must_use]
-    pub fn contexts(&self) -> &[Arc<dyn MetaContext>] {
-        &self.contexts
+    pub fn contexts(&self) -> Vec<Arc<dyn MetaContext>> {
+        self.contexts.list()
     }
 
     /// What went through it.

@@ -50,6 +50,41 @@ fn client(dir: &Path, program: &str, arguments: &[&str]) -> String {
     out
 }
 
+/// What `nbdinfo` says of a context, `offset length value` by line.
+fn map_of(home: &Home, uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
+    let map = client(home.dir(), "nbdinfo", &["--json", &format!("--map={context}"), uri]);
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let number = |part: &serde_json::Value, name: &str| part[name].as_u64().unwrap();
+    let parts = map.as_array().unwrap().iter();
+    parts.map(|p| (number(p, "offset"), number(p, "length"), number(p, "type"))).collect()
+}
+
+#[test]
+fn a_client_hears_what_changed_since_a_snapshot() {
+    promised("names every byte that changed since");
+    let home = Home::new();
+    fs::write(home.path("disk"), noise(1, 8 << 20)).unwrap();
+    home.ok("import disk a");
+    home.ok("snap create a@first");
+    let offer = Offer::start(&home, "a");
+    let write = |line: &str| client(home.dir(), "qemu-io", &["-f", "raw", "-c", line, &offer.uri]);
+    write("write -P 7 1M 4k");
+    home.ok("snap create a@second");
+    write("discard 5M 64k");
+    let listed = client(home.dir(), "nbdinfo", &["--json", &offer.uri]);
+    for context in ["base:allocation", "ferry:changed-since:first", "ferry:changed-since:second"] {
+        assert!(listed.contains(context), "{listed}");
+    }
+    let changed = |snapshot: &str| -> Vec<(u64, u64)> {
+        let map = map_of(&home, &offer.uri, &format!("ferry:changed-since:{snapshot}"));
+        assert_eq!(map.iter().map(|(_, length, _)| length).sum::<u64>(), 8 << 20, "{map:?}");
+        map.into_iter().filter(|(_, _, flags)| *flags == 1).map(|(at, length, _)| (at, length)).collect()
+    };
+    assert_eq!(changed("first"), [(1 << 20, 4096), (5 << 20, 64 << 10)]);
+    assert_eq!(changed("second"), [(5 << 20, 64 << 10)]);
+    assert_eq!(offer.stop(), 0);
+}
+
 #[test]
 fn one_image_is_offered_until_interrupted() {
     let home = Home::new();

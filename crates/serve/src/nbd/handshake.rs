@@ -350,8 +350,8 @@ impl<'a> Handshake<'a> {
             self.put(option, reply::ERR_UNKNOWN, b"there is no such export");
             return;
         };
-        let all = std::iter::once(Selected::Allocation)
-            .chain(export.contexts().iter().map(|c| Selected::Own(Arc::clone(c))));
+        let all =
+            std::iter::once(Selected::Allocation).chain(export.contexts().into_iter().map(Selected::Own));
         let matched = |name: &str| if is_set { queries.select(name) } else { queries.list(name) };
         let found: Vec<Selected> = all.filter(|c| matched(c.name())).take(CONTEXTS_MAX).collect();
         for (i, context) in found.iter().enumerate() {

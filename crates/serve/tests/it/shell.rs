@@ -258,7 +258,8 @@ impl MetaContext for Striped {
 fn an_export_answers_contexts_of_its_own() {
     let world = World::new();
     let device = Arc::new(MemoryDevice::new(MIB));
-    let export = Export::new("a", "", device as _, false).answering(vec![Arc::new(Striped)]);
+    let striped: Vec<Arc<dyn MetaContext>> = vec![Arc::new(Striped)];
+    let export = Export::new("a", "", device as _, false).answering(Arc::new(striped));
     world.exports.add(export).unwrap();
     shell(
         &world.uri("a"),
