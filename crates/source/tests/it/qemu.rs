@@ -35,7 +35,9 @@ pub(crate) fn qemu_io(format: &str, path: &Path, commands: &[String]) {
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     let refused = said.lines().filter(|line| line.contains("failed")).count();
-    let expected = commands.iter().filter(|c| c.starts_with("write -c")).count();
+    let compressed = commands.iter().filter(|c| c.starts_with("write -c")).count();
+    // Of version 1 it also refuses to write beside what it compressed, where it cannot read that itself.
+    let expected = if format == "qcow" { commands.len() } else { compressed };
     assert!(output.status.success() || (1..=expected).contains(&refused), "{commands:?}: {said}");
 }
 
