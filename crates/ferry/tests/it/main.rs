@@ -8,6 +8,7 @@ mod demo;
 mod device;
 mod durability;
 mod errors;
+mod foreign;
 mod guest;
 mod harness;
 mod images;

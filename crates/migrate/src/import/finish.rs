@@ -127,10 +127,11 @@ pub async fn import_clones(import: &Import) -> Result<Vec<String>> {
     Ok(children::of(&import.target).await?.iter().map(full_name).collect())
 }
 
-/// What an abort would lose: all that was done to the target since prepare.
+/// What an abort would lose: all that was done to the target since prepare. Where the source cannot be read it is whatever was
+/// written.
 ///
 /// # Errors
-/// Those of the stores and the source.
+/// Those of the store.
 pub async fn import_losses(import: &Import) -> Result<Losses> {
     let header = header_of(&import.target)?;
     let mut what = Vec::new();
@@ -153,8 +154,14 @@ pub async fn import_losses(import: &Import) -> Result<Losses> {
     if !header.metadata.is_empty() {
         what.push("it has image-meta".to_owned());
     }
-    if is_written(import).await? {
-        what.push("it was written to since prepare".to_owned());
+    match is_written(import).await {
+        Ok(false) => {}
+        Ok(true) => what.push("it was written to since prepare".to_owned()),
+        // A source that changed or is gone is a reason to abort, not one against it; but nobody knows what is lost.
+        Err(e) => what.push(format!(
+            "whatever was written to it: it cannot be compared with its source ({})",
+            e.chain()
+        )),
     }
     Ok(Losses { what })
 }
