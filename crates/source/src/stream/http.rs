@@ -302,6 +302,10 @@ impl Shared {
             };
             let Some(location) = answer::redirect_of(answer.head()) else {
                 if answer.head().status.is_success() {
+                    // A place that a redirect signed for HEAD may be good for nothing else.
+                    if *method != Method::GET {
+                        return Ok(answer);
+                    }
                     *self.place.lock().expect("no thread panics with it") = target;
                 } else {
                     // What a redirect led to may have been for a time only.

@@ -135,9 +135,13 @@ impl World {
         let path = request.split(' ').nth(1).unwrap().to_owned();
         let redirects = self.redirects.lock().unwrap().clone();
         if let Some((_, to)) = redirects.iter().find(|(from, _)| *from == path) {
+            let to = to.replace("METHOD", request.split(' ').next().unwrap());
             return Some(
                 format!("HTTP/1.1 302 F\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n").into_bytes(),
             );
+        }
+        if request.starts_with("GET ") && path.contains("for=HEAD") {
+            return Some(b"HTTP/1.1 403 F\r\nContent-Length: 0\r\n\r\n".to_vec());
         }
         let body = self.body.lock().unwrap().clone();
         let mut about = String::new();
@@ -533,6 +537,14 @@ fn redirects_are_followed_and_what_authorises_stays_with_the_first_server() {
         vec![("/disk.raw?token=hush".into(), "/disk.raw?token=hush".into())];
     let error = super::open_with(&options, &env().runtime).wait().unwrap_err();
     assert!(error.chain().contains("circles"), "{}", error.chain());
+}
+
+#[test]
+fn a_place_that_is_signed_for_one_method_is_used_for_that_method() {
+    let (first, second) = (Server::start(1), Server::start(SIZE));
+    let to = format!("http://{}/signed?for=METHOD", second.address);
+    *first.world.redirects.lock().unwrap() = vec![("/disk.raw?token=hush".into(), to)];
+    assert_reads_right(&*first.open().unwrap(), SIZE);
 }
 
 #[test]
