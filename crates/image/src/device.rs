@@ -5,7 +5,8 @@
 //!   an older snapshot context.
 //! - Requests that come while a refresh waits wait for it.
 //! - The exclusive lock is taken by the first write and kept until somebody asks for it ([`ImageDevice::attend`]) or it is
-//!   given back; the next write takes it again.
+//!   given back; the next write takes it again. Whoever takes it does at least one change before it goes: of two devices that
+//!   write all the time both get on.
 //! - A device whose watch was lost refuses everything: another client may own the image.
 
 mod attend;
@@ -13,19 +14,19 @@ mod gate;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 use futures_util::lock::Mutex as AsyncMutex;
 
-use self::gate::Gate;
+use self::gate::{Closed, Entered, Gate};
 use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
 use crate::layout::ObjectNo;
-use crate::limits::WRITE_RETRIES_MAX;
+use crate::limits::LOCK_ROUNDS_MAX;
 
 /// An open image that offers itself as a device. Cheap to clone; all clones are the same device.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ struct Inner {
     state: Mutex<State>,
     /// Whether the watch is gone, or the device closed.
     is_lost: AtomicBool,
+    /// How often the lock was given to somebody who asked for it.
+    handed_over: AtomicU64,
 }
 
 /// The image and how it is read and written now.
@@ -59,8 +62,9 @@ impl ImageDevice {
     pub async fn open(mut image: Image) -> Result<Self> {
         let io = Arc::new(Io::open_as_is(&mut image).await?);
         let state = Mutex::new(State { image, io });
-        let (gate, acquiring, is_lost) = (Gate::default(), AsyncMutex::default(), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost }) })
+        let (gate, acquiring) = (Gate::default(), AsyncMutex::default());
+        let (is_lost, handed_over) = (AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost, handed_over }) })
     }
 
     /// The image as last read.
@@ -97,6 +101,33 @@ impl ImageDevice {
         self.run_change(move |io| async move { io.migrate_object(object).await }).await
     }
 
+    /// Does `work` under the exclusive lock, which is not given to anybody before it is done: keep it short. For what would
+    /// otherwise ask for the lock again for every step, beside a writer in another process.
+    ///
+    /// # Errors
+    /// Those of `work` and of taking the lock.
+    ///
+    /// # Cancel safety
+    /// That of `work`; the lock may have been taken.
+    pub async fn holding<T: Send + Unpin + 'static, F: Future<Output = Result<T>> + Send>(
+        &self,
+        work: impl FnOnce(Arc<Io>) -> F + Send + 'static,
+    ) -> Result<T> {
+        self.run_change(work).await
+    }
+
+    /// How often the exclusive lock was given to somebody who asked for it: others write the image, too, where that grows.
+    #[must_use]
+    pub fn hand_overs(&self) -> u64 {
+        self.inner.handed_over.load(Ordering::Acquire)
+    }
+
+    /// Whether requests are refused because it was closed, or its watch lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.inner.is_lost.load(Ordering::Acquire)
+    }
+
     /// Takes the exclusive lock, where the image has one, ahead of the first write.
     ///
     /// # Errors
@@ -105,12 +136,21 @@ impl ImageDevice {
     /// # Cancel safety
     /// The lock may have been taken; the next write finds out.
     pub async fn acquire(&self) -> Result<()> {
+        self.enter_with_lock().await.map(drop)
+    }
+
+    /// Takes the exclusive lock and goes in with it: it is not given away before what comes back is dropped, unless it was
+    /// taken by another request meanwhile.
+    async fn enter_with_lock(&self) -> Result<Entered<'_>> {
         // One takes it for all that wait, so that the gate is closed once.
-        let _acquiring = self.inner.acquiring.lock().await;
+        let acquiring = self.inner.acquiring.lock().await;
         if !self.io().lacks_lock() {
-            return Ok(());
+            drop(acquiring);
+            return Ok(self.inner.gate.enter().await);
         }
-        self.reopen(async |image: &mut Image| image.acquire().await).await
+        let closed = self.inner.gate.close().await;
+        self.reopen_closed(&closed, async |image: &mut Image| image.acquire().await).await?;
+        Ok(closed.enter())
     }
 
     /// Makes everything durable and gives the exclusive lock back, once all requests under way are done. The next write takes
@@ -159,7 +199,16 @@ impl ImageDevice {
 
     /// As [`Self::exclusively`], keeping the lock.
     async fn reopen<T>(&self, change: impl AsyncFnOnce(&mut Image) -> Result<T>) -> Result<T> {
-        let _closed = self.inner.gate.close().await;
+        let closed = self.inner.gate.close().await;
+        self.reopen_closed(&closed, change).await
+    }
+
+    /// As [`Self::reopen`], while nobody is inside.
+    async fn reopen_closed<T>(
+        &self,
+        _closed: &Closed<'_>,
+        change: impl AsyncFnOnce(&mut Image) -> Result<T>,
+    ) -> Result<T> {
         let mut image = self.image();
         let outcome = change(&mut image).await;
         // What others told while `change` was telling them is in the header.
@@ -203,16 +252,15 @@ impl ImageDevice {
     {
         let device = self.clone();
         Reply::pending(async move {
-            for _ in 0..WRITE_RETRIES_MAX {
-                {
-                    let _open = device.inner.gate.enter().await;
-                    let io = device.io();
-                    device.inner.check()?;
-                    if !io.lacks_lock() {
-                        return request(io).await;
-                    }
+            let mut open = device.inner.gate.enter().await;
+            for _ in 0..LOCK_ROUNDS_MAX {
+                let io = device.io();
+                device.inner.check()?;
+                if !io.lacks_lock() {
+                    return request(io).await;
                 }
-                device.acquire().await?;
+                drop(open);
+                open = device.enter_with_lock().await?;
             }
             Err(Error::busy("the image's exclusive lock is taken away all the time"))
         })

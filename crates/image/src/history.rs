@@ -62,6 +62,27 @@ pub enum Migrated {
     Gone,
 }
 
+/// What an object cost that got its history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Bytes of data that were read from the source and written to the target.
+    pub copied: u64,
+    /// Bytes that source and target have in common from now on.
+    pub shared: u64,
+}
+
+impl Moved {
+    fn count(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            if let Effect::Write { data, .. } | Effect::WriteFull(data) = effect {
+                self.copied += data.len() as u64;
+            } else if let Effect::ShareRange { length, .. } = effect {
+                self.shared += length;
+            }
+        }
+    }
+}
+
 /// Whether a mark says that an object is not to be read at `at`.
 ///
 /// # Errors
@@ -152,22 +173,39 @@ impl Io {
     /// # Cancel safety
     /// As a crash.
     pub async fn migrate_object(&self, object: ObjectNo) -> Result<Migrated> {
-        let Some(history) = self.history() else { return Ok(Migrated::There) };
+        self.move_object(object).await.map(|(migrated, _)| migrated)
+    }
+
+    /// As [`Self::migrate_object`]; tells what it cost, too. One that has its history costs nothing.
+    ///
+    /// # Errors
+    /// As [`Self::migrate_object`].
+    ///
+    /// # Cancel safety
+    /// As a crash.
+    pub async fn move_object(&self, object: ObjectNo) -> Result<(Migrated, Moved)> {
+        let mut moved = Moved::default();
+        let Some(history) = self.history() else { return Ok((Migrated::There, moved)) };
         let mut losses = 0;
         while losses <= WRITE_RETRIES_MAX {
             let right_until = match self.standing(object).await? {
-                Standing::Finished(migrated) => return Ok(migrated),
+                Standing::Finished(migrated) => return Ok((migrated, moved)),
                 Standing::Missing => None,
                 Standing::Unfinished(snap) => Some(snap),
             };
             let Some(step) = history.next_step(self, object, right_until).await? else {
-                return Ok(Migrated::Nothing);
+                return Ok((Migrated::Nothing, moved));
             };
+            let mut cost = Moved::default();
+            cost.count(&step.effects);
             // What HEAD does not reach is not in its object map.
             let in_head = self.revision().length_of(object) > 0;
             let announced = if in_head { vec![object] } else { Vec::new() };
             match self.announced(announced, self.take_step(object, step)).await {
-                Ok(()) => {}
+                Ok(()) => {
+                    moved.copied += cost.copied;
+                    moved.shared += cost.shared;
+                }
                 // Somebody else did it, or something else with the object.
                 Err(e) if is_lost_race(&e) => losses += 1,
                 Err(e) => return Err(e),

@@ -13,3 +13,7 @@ pub const ANCESTORS_MAX: usize = 256;
 
 /// Blocks of zeros at least this long are not stored on import and copy: the store's block. Bytes.
 pub const SPARSE_BLOCK: u64 = 4096;
+
+/// How often a change that found the exclusive lock given away takes it again. Each time one of the changes that wait gets on,
+/// so this is how many may wait beside another writer; more than any client has under way.
+pub const LOCK_ROUNDS_MAX: usize = 1024;

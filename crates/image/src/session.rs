@@ -39,6 +39,8 @@ pub struct Session {
     /// Whoever waits for messages holds it; of several, one answers for all.
     watch: Mutex<WatchReceiver>,
     owner: AtomicBool,
+    /// Whether the lock was promised to somebody while a message was sent, and is still held.
+    promised: AtomicBool,
 }
 
 impl Session {
@@ -54,6 +56,7 @@ impl Session {
             handle: watch.handle.0,
             watch: Mutex::new(watch),
             owner: AtomicBool::new(false),
+            promised: AtomicBool::new(false),
         })
     }
 
@@ -67,6 +70,12 @@ impl Session {
     #[must_use]
     pub fn is_owner(&self) -> bool {
         self.owner.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody was promised the lock that this session still holds: it is to be given back soon.
+    #[must_use]
+    pub fn owes_lock(&self) -> bool {
+        self.is_owner() && self.promised.load(Ordering::Acquire)
     }
 
     /// The next message from others, for whoever keeps an image open for long; answer it with [`Session::answer`].
@@ -206,6 +215,7 @@ impl Session {
             Err(e) => return Err(e),
         }
         self.owner.store(false, Ordering::Release);
+        self.promised.store(false, Ordering::Release);
         match self.notify(&Message::ReleasedLock(self.client())).await {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
             _ => Ok(()),
@@ -238,7 +248,10 @@ impl Session {
     pub fn answer(&self, notification: Notification) {
         let message = Message::decode(&notification.payload).ok();
         let answer = match message {
-            Some(Message::RequestLock { .. }) if self.is_owner() => encode_response(0),
+            Some(Message::RequestLock { .. }) if self.is_owner() => {
+                self.promised.store(true, Ordering::Release);
+                encode_response(0)
+            }
             Some(m) if m.wants_owner() && self.is_owner() => encode_response(-Errno::EOPNOTSUPP.0),
             Some(_) | None => Bytes::new(),
         };

@@ -5,9 +5,8 @@
 //! - An error of the source ends it: the state stays `Executing`, and the target goes on reading through.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
 use ferry_core::{Errno, Error, ErrorKind, Reply, Result, SnapId};
@@ -15,14 +14,16 @@ use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::features::{Features, Flags};
 use ferry_image::header::Header;
-use ferry_image::history::Migrated;
-use ferry_image::io::layout_of;
+use ferry_image::history::{Migrated, Moved};
+use ferry_image::io::{Io, layout_of};
 use ferry_image::layout::{Layout, ObjectExtent, ObjectNo};
 use ferry_image::limits::OBJECTS_IN_FLIGHT;
 use ferry_image::live_map::load_stored;
 use ferry_image::object_map::Loaded;
 use ferry_image::progress::Progress;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use ferry_image::revision::Revision;
+use futures_util::future::{Either, select};
+use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 
 use crate::children::as_image;
 use crate::ends::{End, Ends};
@@ -39,7 +40,7 @@ pub trait Pace: Send + Sync + std::fmt::Debug {
 /// A pace that can be paused, changed and cancelled by hand.
 #[derive(Debug)]
 pub struct Control {
-    inner: std::sync::Arc<ControlState>,
+    inner: Arc<ControlState>,
 }
 
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Default for Control {
             in_flight: AtomicUsize::new(OBJECTS_IN_FLIGHT),
             waiting: Mutex::default(),
         };
-        Self { inner: std::sync::Arc::new(state) }
+        Self { inner: Arc::new(state) }
     }
 }
 
@@ -109,7 +110,7 @@ impl ControlState {
 
 impl Pace for Control {
     fn admit(&self, _bytes: u64) -> Reply<()> {
-        let state = std::sync::Arc::clone(&self.inner);
+        let state = Arc::clone(&self.inner);
         Reply::pending(std::future::poll_fn(move |cx| state.poll_admit(cx.waker())))
     }
 
@@ -125,9 +126,16 @@ pub struct Copied {
     pub objects: u64,
     /// Those of them that the source had something for.
     pub migrated: u64,
+    /// What this execute itself moved; what clients or an execute before it brought over costs nothing.
+    pub moved: Moved,
 }
 
-/// Copies everything to the target, which is open as `target`; clients may use it meanwhile.
+/// How many objects are copied under one hold of the exclusive lock where another client writes the image too: few enough for it
+/// to wait for, and many enough that handing the lock over is not most of the work.
+const BATCH: usize = 16;
+
+/// Copies everything to the target, which is open as `target`; clients may use it meanwhile, of this device and of others.
+/// `progress` hears bytes of the objects that may hold something.
 ///
 /// # Errors
 /// `Invalid` (22) in another state than prepared or executing; `ReadOnly` (30) while it is aborted; those of `pace` and of
@@ -165,39 +173,159 @@ pub(crate) async fn copy_objects(
     pace: &dyn Pace,
     progress: Progress<'_>,
 ) -> Result<Copied> {
-    let total = objects.len() as u64;
-    let done = objects.partition_point(|o| o.0 < from);
-    let mut copied = Copied { objects: done as u64, migrated: 0 };
-    let mut shown = copied.objects * 100 / total.max(1);
+    let sizes = Sizes::new(target);
+    let (begun, rest) = objects.split_at(objects.partition_point(|o| o.0 < from));
+    let done = begun.iter().map(|o| sizes.of(*o)).sum::<u64>();
+    let total = done + rest.iter().map(|o| sizes.of(*o)).sum::<u64>();
+    let copied = Copied { objects: begun.len() as u64, ..Copied::default() };
+    let under_way = BTreeSet::new();
+    let mut tally = Tally { ends, progress, sizes, total, copied, done, shown: 0, under_way };
+    tally.shown = tally.percent();
+    (tally.progress)(done, total);
     let mut work = FuturesUnordered::new();
-    let mut under_way = BTreeSet::new();
-    let mut next = objects.into_iter().skip(done).peekable();
-    let object_size = target.io().revision().layout.object_size();
-    let mut is_last = false;
-    while !is_last || !work.is_empty() {
-        while !is_last && work.len() < pace.objects_in_flight() {
-            match next.next() {
-                Some(object) => {
-                    pace.admit(object_size).await?;
-                    under_way.insert(object);
-                    work.push(async move { (object, target.migrate_object(object).await) });
+    let mut next = rest.iter().copied().peekable();
+    let mut rivals = Rivals::new(target);
+    while next.peek().is_some() || !work.is_empty() {
+        while next.peek().is_some() && (work.is_empty() || work.len() < rivals.begun_at_once(pace)) {
+            let batch: Vec<ObjectNo> = next.by_ref().take(rivals.batch()).collect();
+            let first = batch.first().copied();
+            let mut admitting = pace.admit(batch.iter().map(|o| tally.sizes.of(*o)).sum());
+            // What is under way goes on meanwhile: it holds back whoever wants to read the header again.
+            while !work.is_empty() {
+                match select(admitting, work.next()).await {
+                    Either::Left((admitted, _)) => {
+                        admitting = Reply::ready(admitted);
+                        break;
+                    }
+                    Either::Right((done, waiting)) => {
+                        admitting = waiting;
+                        tally.count(done.unwrap_or_else(|| Ok(Vec::new()))?, first).await?;
+                    }
                 }
-                None => is_last = true,
             }
+            admitting.await?;
+            tally.under_way.extend(&batch);
+            work.push(move_all(target, batch, pace.objects_in_flight()));
         }
-        let Some((object, migrated)) = work.next().await else { continue };
-        copied.migrated += u64::from(migrated? != Migrated::Nothing);
-        under_way.remove(&object);
-        copied.objects += 1;
-        progress(copied.objects, total);
-        let percent = copied.objects * 100 / total.max(1);
-        if percent > shown {
-            shown = percent;
-            let first = under_way.first().or(next.peek()).map_or(object.0 + 1, |o| o.0);
-            describe(ends, percent, first).await?;
+        if let Some(done) = work.next().await {
+            tally.count(done?, next.peek().copied()).await?;
         }
     }
-    Ok(copied)
+    Ok(tally.copied)
+}
+
+/// What became of an object, and what it cost.
+type Done = (ObjectNo, Migrated, Moved);
+
+/// How far an execute is.
+struct Tally<'a, 'b, 'c> {
+    ends: &'a mut [&'b mut End],
+    progress: Progress<'c>,
+    sizes: Sizes,
+    /// Bytes that there are to look at.
+    total: u64,
+    copied: Copied,
+    /// Bytes of the objects that are done.
+    done: u64,
+    /// The percentage that the headers tell.
+    shown: u64,
+    under_way: BTreeSet<ObjectNo>,
+}
+
+impl Tally<'_, '_, '_> {
+    fn percent(&self) -> u64 {
+        let percent = u128::from(self.done) * 100 / u128::from(self.total.max(1));
+        u64::try_from(percent).unwrap_or(100)
+    }
+
+    /// Takes into account what is done; `next` is the object that is begun next.
+    async fn count(&mut self, done: Vec<Done>, next: Option<ObjectNo>) -> Result<()> {
+        let mut last = None;
+        for (object, migrated, moved) in done {
+            self.copied.objects += 1;
+            self.copied.migrated += u64::from(migrated != Migrated::Nothing);
+            self.copied.moved.copied += moved.copied;
+            self.copied.moved.shared += moved.shared;
+            self.done += self.sizes.of(object);
+            self.under_way.remove(&object);
+            last = last.max(Some(object.0 + 1));
+        }
+        (self.progress)(self.done, self.total);
+        let percent = self.percent();
+        if percent > self.shown {
+            self.shown = percent;
+            let first = self.under_way.first().copied().or(next).map_or(last.unwrap_or(0), |o| o.0);
+            describe(self.ends, percent, first).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives some objects their history, under one hold of the lock.
+async fn move_all(target: &ImageDevice, objects: Vec<ObjectNo>, in_flight: usize) -> Result<Vec<Done>> {
+    let work = move |io: Arc<Io>| async move {
+        let moving = objects.into_iter().map(|object| {
+            let io = Arc::clone(&io);
+            async move { io.move_object(object).await.map(|(migrated, moved)| (object, migrated, moved)) }
+        });
+        stream::iter(moving).buffer_unordered(in_flight.max(1)).try_collect().await
+    };
+    target.holding(work).await
+}
+
+/// How many bytes an object stands for.
+#[derive(Debug)]
+struct Sizes {
+    revisions: Vec<Arc<Revision>>,
+}
+
+impl Sizes {
+    fn new(target: &ImageDevice) -> Self {
+        let io = target.io();
+        let points = io.history().map_or(&[][..], |h| h.points());
+        Self { revisions: points.iter().map(|p| Arc::clone(&p.revision)).collect() }
+    }
+
+    /// Bytes of the largest version that any point may have.
+    fn of(&self, object: ObjectNo) -> u64 {
+        self.revisions.iter().map(|r| r.length_of(object)).max().unwrap_or(0)
+    }
+}
+
+/// Others that write the target by way of another process: they and the copy take the exclusive lock from each other. While they
+/// do, more is done under each hold of it.
+#[derive(Debug)]
+struct Rivals<'a> {
+    target: &'a ImageDevice,
+    hand_overs: u64,
+    /// Batches for which the lock is still expected to be wanted.
+    wanted_for: usize,
+}
+
+impl<'a> Rivals<'a> {
+    fn new(target: &'a ImageDevice) -> Self {
+        Self { target, hand_overs: target.hand_overs(), wanted_for: 0 }
+    }
+
+    /// How many objects to do under one hold.
+    fn batch(&mut self) -> usize {
+        let now = self.target.hand_overs();
+        if now != self.hand_overs {
+            (self.hand_overs, self.wanted_for) = (now, BATCH);
+        }
+        match self.wanted_for {
+            0 => 1,
+            _ => {
+                self.wanted_for -= 1;
+                BATCH
+            }
+        }
+    }
+
+    /// How many holds may be under way: a batch has its own objects in flight.
+    fn begun_at_once(&self, pace: &dyn Pace) -> usize {
+        if self.wanted_for > 0 { 1 } else { pace.objects_in_flight() }
+    }
 }
 
 /// Checks the state and writes the new one.

@@ -30,6 +30,10 @@ impl ImageDevice {
         loop {
             // While the gate is closed, whoever closed it waits for answers and for the lock by the same watch.
             gate.until_open().await;
+            // They may have promised the lock without giving it back.
+            if session.owes_lock() && self.hand_over().await.is_err() {
+                self.inner.is_lost.store(true, Ordering::Release);
+            }
             let event = match select(pin!(gate.until_closed()), pin!(session.next_event())).await {
                 Either::Left(((), _)) => continue,
                 Either::Right((event, _)) => event,
@@ -52,6 +56,12 @@ impl ImageDevice {
         }
     }
 
+    /// Gives the lock to somebody who asked for it.
+    async fn hand_over(&self) -> Result<()> {
+        self.inner.handed_over.fetch_add(1, Ordering::AcqRel);
+        self.release().await
+    }
+
     /// Does what a message asks for and answers it.
     async fn answer(&self, notification: Notification) {
         let is_owner = self.image().session.is_some_and(|s| s.is_owner());
@@ -67,7 +77,7 @@ impl ImageDevice {
             Some(Message::RequestLock { .. }) if is_owner => {
                 // Promised first: the asker then waits for the release, which waits for requests under way.
                 notification.answer(encode_response(0));
-                if self.release().await.is_err() {
+                if self.hand_over().await.is_err() {
                     self.inner.is_lost.store(true, Ordering::Release);
                 }
                 return;

@@ -25,6 +25,15 @@ pub(super) struct Entered<'a>(&'a Gate);
 #[derive(Debug)]
 pub(super) struct Closed<'a>(&'a Gate);
 
+impl<'a> Closed<'a> {
+    /// Opens the gate and is the first inside: nobody closes it in between.
+    pub(super) fn enter(self) -> Entered<'a> {
+        let gate = self.0;
+        gate.state().inside += 1;
+        Entered(gate)
+    }
+}
+
 impl Gate {
     /// Goes in, once the gate is open.
     ///
@@ -194,6 +203,18 @@ mod tests {
         drop(closed);
         drop(closing);
         assert!(gate.enter().now_or_never().is_some());
+    }
+
+    #[test]
+    fn whoever_opens_the_gate_may_be_the_first_inside() {
+        let gate = Gate::default();
+        let closed = block_on(gate.close());
+        let mut next = Box::pin(gate.close());
+        assert!(next.as_mut().now_or_never().is_none());
+        let inside = closed.enter();
+        assert!(next.as_mut().now_or_never().is_none(), "whoever opened it is inside");
+        drop(inside);
+        assert!(next.as_mut().now_or_never().is_some());
     }
 
     #[test]

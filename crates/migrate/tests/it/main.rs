@@ -4,6 +4,7 @@
 mod case;
 mod fault;
 mod import;
+mod rivals;
 mod steps;
 
 use case::{Case, Kind};
