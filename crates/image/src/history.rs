@@ -83,6 +83,17 @@ impl Moved {
     }
 }
 
+/// Whether an op is a step of an object's history. For what looks at copies from outside.
+#[must_use]
+pub fn is_step(op: &WriteOp) -> bool {
+    let follows = |guard: &Guard| match guard {
+        Guard::CreateExclusive => op.effects.starts_with(&[Effect::Create, Effect::Truncate(0)]),
+        Guard::XattrCompare { name, value } => name == MARK && !value.is_empty(),
+        Guard::AssertExists | Guard::AssertVersion(_) | Guard::OmapCompare { .. } => false,
+    };
+    op.guards.iter().any(follows)
+}
+
 /// Whether a mark says that an object is not to be read at `at`.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Opening stores. The only room that names a concrete one.
 
 mod engine;
+mod faults;
 mod owner;
 mod rados;
 mod stoppable;
@@ -8,14 +9,16 @@ mod stoppable;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ferry_core::{Env, Error, Result, Store};
 
 use crate::api::{CheckReport, Cluster, Events};
 use crate::control::Server;
+use faults::FaultyOwned;
 
 pub use engine::RealStores;
+pub(crate) use faults::Faults;
 pub use owner::{OWNER_WAIT_MAX, Owner, Taken};
 pub(crate) use stoppable::Stoppable;
 
@@ -110,6 +113,8 @@ pub(crate) struct Stores {
     env: Env,
     open: Mutex<BTreeMap<PathBuf, Slot>>,
     clusters: Mutex<Vec<(Cluster, Arc<dyn OwnedStore>)>>,
+    /// Read when the first store is opened.
+    faults: OnceLock<Option<Arc<Faults>>>,
 }
 
 /// A store that is open, or that somebody is opening.
@@ -129,7 +134,7 @@ pub(crate) enum Got {
 impl Stores {
     /// No store yet.
     pub(crate) fn new(kind: Arc<dyn StoreKind>, env: Env) -> Self {
-        Self { kind, env, open: Mutex::default(), clusters: Mutex::default() }
+        Self { kind, env, open: Mutex::default(), clusters: Mutex::default(), faults: OnceLock::new() }
     }
 
     /// The store at `dir`, opened at first use.
@@ -149,11 +154,27 @@ impl Stores {
         }
         match self.kind.open(dir, &self.env, missing, events)? {
             Claim::Ours(store) => {
+                let store: Arc<dyn OwnedStore> = match self.faults()? {
+                    Some(faults) => Arc::new(FaultyOwned::new(store, faults)),
+                    None => store,
+                };
                 *slot = Some(Arc::clone(&store));
                 Ok(Got::Opened(store))
             }
             Claim::Theirs(served) => Ok(Got::Theirs(served)),
         }
+    }
+
+    /// The faults this process has on request.
+    ///
+    /// # Errors
+    /// `Invalid` (22) for one there is not.
+    pub(crate) fn faults(&self) -> Result<Option<&Arc<Faults>>> {
+        if let Some(faults) = self.faults.get() {
+            return Ok(faults.as_ref());
+        }
+        let asked = Faults::from_environment()?;
+        Ok(self.faults.get_or_init(|| asked).as_ref())
     }
 
     /// Those that are open now.

@@ -60,6 +60,9 @@ pub(crate) struct ExportRecord {
     pub(crate) read_only: bool,
     /// The image, or a snapshot of it.
     pub(crate) image: SnapSpec,
+    /// What it is to be instead, where a migration is changing it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moving_to: Option<SnapSpec>,
 }
 
 /// The directory all of ferry's own files are in.

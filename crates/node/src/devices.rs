@@ -15,8 +15,8 @@ use ferry_core::{Error, Result};
 use ferry_serve::kernel::{self, Mapped, Unmap};
 
 use crate::api::{DeviceLine, MappedBy};
-use crate::exporter::Offered;
-use crate::spec::SnapSpec;
+use crate::offered::{Offered, Offering, Way};
+use crate::spec::{ImageSpec, SnapSpec};
 
 /// How often devices are looked at: whether their images changed their size, and whether they are still there.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -40,12 +40,22 @@ struct State {
 /// An image and its device.
 #[derive(Debug)]
 struct MappedImage {
-    image: SnapSpec,
     mapped: Mapped,
     /// None once it is closed.
     offered: Mutex<Option<Offered>>,
     /// The size the kernel was told last. Bytes.
     size: Mutex<u64>,
+}
+
+impl MappedImage {
+    /// What it shows now; `None` once it is closed.
+    fn image(&self) -> Option<SnapSpec> {
+        self.offered().as_ref().and_then(Offered::image)
+    }
+
+    fn offered(&self) -> MutexGuard<'_, Option<Offered>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A mapping being made. Dropped, it is none.
@@ -101,7 +111,6 @@ impl Devices {
     /// Maps an open image. What dead processes left is cleared away first. Blocks; on failure the image comes back.
     pub(crate) fn map(
         &self,
-        image: &SnapSpec,
         offered: Offered,
         options: &kernel::Options,
     ) -> std::result::Result<PathBuf, (Error, Box<Offered>)> {
@@ -113,8 +122,7 @@ impl Devices {
         };
         let path = mapped.device().to_path_buf();
         let size = Mutex::new(offered.export().size());
-        let (image, offered) = (image.clone(), Mutex::new(Some(offered)));
-        let one = MappedImage { image, mapped, offered, size };
+        let one = MappedImage { mapped, offered: Mutex::new(Some(offered)), size };
         self.state().mapped.insert(path.clone(), Arc::new(one));
         Ok(path)
     }
@@ -126,7 +134,20 @@ impl Devices {
 
     /// What is mapped.
     pub(crate) fn list(&self) -> Vec<DeviceLine> {
-        self.state().mapped.iter().map(|(path, one)| DeviceLine::new(path, &one.image)).collect()
+        let state = self.state();
+        let lines = state.mapped.iter();
+        lines.filter_map(|(path, one)| one.image().map(|image| DeviceLine::new(path, &image))).collect()
+    }
+
+    /// The mappings of an image or of a snapshot of it.
+    pub(crate) fn offerings(&self, image: &ImageSpec) -> Vec<Offering> {
+        let state = self.state();
+        let offered = |one: &Arc<MappedImage>| {
+            let offered = one.offered();
+            let this = offered.as_ref().filter(|o| o.image().is_some_and(|spec| spec.image == *image));
+            this.map(|o| o.offering(Way::Device(one.mapped.device().to_path_buf())))
+        };
+        state.mapped.values().filter_map(offered).collect()
     }
 
     /// Takes one away. Blocks.
@@ -138,7 +159,7 @@ impl Devices {
             let state = self.state();
             let matches = |path: &Path, one: &MappedImage| match which {
                 MappedBy::Device(device) => device == path,
-                MappedBy::Image(image) => *image == one.image,
+                MappedBy::Image(image) => one.image().as_ref() == Some(image),
             };
             state.mapped.iter().filter(|(p, one)| matches(p, one)).map(|(_, one)| Arc::clone(one)).collect()
         };
@@ -182,7 +203,7 @@ impl Devices {
     fn take_away(&self, one: &Arc<MappedImage>, how: Unmap) -> Result<()> {
         one.mapped.unmap(how)?;
         self.state().mapped.remove(one.mapped.device());
-        let offered = one.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let offered = one.offered().take();
         offered.map_or(Ok(()), |offered| futures_executor::block_on(offered.close()))
     }
 

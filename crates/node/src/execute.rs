@@ -211,7 +211,7 @@ pub(crate) fn offer(host: &Arc<Host>, home: &Home, name: &str, record: &ExportRe
     let (cancel, exporter) = (Cancel::new(), host.exporter().cloned());
     let run = Run::new(host, home, &BTreeMap::new(), None, &Silent, &cancel)?;
     match exporter {
-        Some(exporter) => futures_executor::block_on(run.offer(&exporter, name, record)).map(drop),
+        Some(exporter) => futures_executor::block_on(run.offer_again(&exporter, name, record)),
         None => Ok(()),
     }
 }
@@ -380,6 +380,13 @@ impl Run<'_> {
             InUse { owned, store }
         });
         in_use.clone()
+    }
+
+    /// A store this command uses, by its identity, for as long as `serving` says.
+    fn store_with(&self, identity: [u8; 16], serving: Serving) -> Option<Arc<dyn Store>> {
+        let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = stores.values().find(|in_use| in_use.owned.store().identity() == identity);
+        found.map(|in_use| in_use.store_for(serving))
     }
 
     /// Whether a pool is one of the cluster's.

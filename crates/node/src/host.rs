@@ -29,6 +29,9 @@ use crate::devices::Devices;
 use crate::execute::{self, AGAIN, Ended};
 use crate::exporter::Exporter;
 use crate::jobs::Jobs;
+use crate::offered::Offering;
+use crate::shared::SharedDevices;
+use crate::spec::ImageSpec;
 use crate::sources::Sources;
 use steward::Steward;
 
@@ -58,6 +61,7 @@ pub(crate) struct Host {
     exporters: Mutex<Vec<Weak<Exporter>>>,
     devices: OnceLock<Arc<Devices>>,
     runtime: OnceLock<Runtime>,
+    shared: OnceLock<Arc<SharedDevices>>,
     calls: Mutex<Calls>,
 }
 
@@ -87,6 +91,7 @@ impl Host {
             exporters: Mutex::default(),
             devices: OnceLock::new(),
             runtime: OnceLock::new(),
+            shared: OnceLock::new(),
             calls: Mutex::default(),
         })
     }
@@ -165,10 +170,26 @@ impl Host {
         exporters.push(Arc::downgrade(exporter));
     }
 
-    /// All that offers images in this process.
-    pub(crate) fn exporters(&self) -> Vec<Arc<Exporter>> {
+    /// All that offers images over NBD in this process.
+    fn exporters(&self) -> Vec<Arc<Exporter>> {
         let exporters = self.exporters.lock().unwrap_or_else(PoisonError::into_inner);
         exporters.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// All that this process offers of an image, over NBD and as devices.
+    pub(crate) fn offerings(&self, image: &ImageSpec) -> Vec<Offering> {
+        let mut all: Vec<_> = self.exporters().iter().flat_map(|e| e.offerings(image)).collect();
+        all.extend(self.devices().map(|devices| devices.offerings(image)).unwrap_or_default());
+        all
+    }
+
+    /// The images that are open to be written for long.
+    ///
+    /// # Errors
+    /// Those of [`Self::runtime`].
+    pub(crate) fn shared(&self) -> Result<&Arc<SharedDevices>> {
+        let runtime = self.runtime()?;
+        Ok(self.shared.get_or_init(|| Arc::new(SharedDevices::new(runtime))))
     }
 
     /// What offers images in a node; none in other processes.

@@ -12,8 +12,10 @@ mod execute;
 mod exporter;
 mod host;
 mod jobs;
+mod offered;
 pub mod options;
 pub mod serve;
+mod shared;
 mod sources;
 pub mod spec;
 

@@ -13,6 +13,14 @@ use super::spec::{
     TARGET_IMAGE, TARGET_IMAGE_WORD,
 };
 
+/// How long clients may wait.
+const PAUSE_LIMIT: &[Flag] = &[Flag::new(
+    "pause-limit",
+    Kind::Number,
+    "how long clients may wait while the image is switched [default: 10000]",
+)
+.value_name("ms")];
+
 /// The verbs.
 pub(crate) const VERBS: &[Verb] = &[
     Verb {
@@ -24,12 +32,14 @@ pub(crate) const VERBS: &[Verb] = &[
             IMAGE,
             NO_PROGRESS,
             &[Flag::new("accept-loss", Kind::Switch, "go on although something of the target is lost")],
+            PAUSE_LIMIT,
         ],
         remark: "What was written to the target goes back to the source before the target is removed.\n",
         convert: |p, cx| {
             // `rbd` loses what it cannot carry back.
             let accept_loss = p.is_set("accept-loss") || cx.program == Program::Rbd;
-            run(MigrationCommand::Abort { image: spec::image(p, cx)?, accept_loss })
+            let pause_limit_ms = p.number("pause-limit");
+            run(MigrationCommand::Abort { image: spec::image(p, cx)?, accept_loss, pause_limit_ms })
         },
     },
     Verb {
@@ -81,6 +91,7 @@ pub(crate) const VERBS: &[Verb] = &[
             TARGET_IMAGE,
             LAYOUT,
             &[Flag::new("flatten", Kind::Switch, "fill clone with parent data (make it independent)")],
+            PAUSE_LIMIT,
         ],
         remark: FEATURES_REMARK,
         convert: prepare,
@@ -125,7 +136,8 @@ fn prepare(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let target = target(p, cx, &source)?;
     let flatten = p.is_set("flatten");
     let manner = manner(cx);
-    run(MigrationCommand::Prepare { source, target, layout: layout(p)?, flatten, manner })
+    let (layout, pause_limit_ms) = (layout(p)?, p.number("pause-limit"));
+    run(MigrationCommand::Prepare { source, target, layout, flatten, manner, pause_limit_ms })
 }
 
 /// The target, which may be left out.

@@ -11,7 +11,7 @@ use crate::harness::{Home, noise, promised};
 
 /// Says why this machine has no devices, if it has none.
 #[expect(clippy::print_stdout, reason = "the helper of a test is a test")]
-fn skipped(name: &str) -> bool {
+pub(crate) fn skipped(name: &str) -> bool {
     for needed in ["/dev/fuse", "/dev/loop-control", "/sbin/losetup", "/sbin/mkfs.ext4", "/sbin/mkfs.xfs"] {
         if !Path::new(needed).exists() {
             println!("SKIPPED {name}: {needed} is missing");
@@ -30,7 +30,7 @@ fn is_root() -> bool {
 }
 
 /// Runs a program; what it said, where it went well.
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new("timeout").arg("60").arg(program).args(arguments).output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{err}", output.status);
@@ -38,27 +38,27 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A home, of which nothing stays mapped or mounted whatever becomes of the test.
-struct World {
-    home: Home,
+pub(crate) struct World {
+    pub(crate) home: Home,
 }
 
 impl World {
-    fn new(size: &str) -> Self {
+    pub(crate) fn new(size: &str) -> Self {
         let home = Home::new();
         home.ok(&format!("create a --size {size}"));
         Self { home }
     }
 
-    fn at(&self) -> PathBuf {
+    pub(crate) fn at(&self) -> PathBuf {
         self.home.path("fs")
     }
 
-    fn mount(&self, device: &str) {
+    pub(crate) fn mount(&self, device: &str) {
         fs::create_dir_all(self.at()).unwrap();
         run("mount", &[device, self.at().to_str().unwrap()]);
     }
 
-    fn unmount(&self) {
+    pub(crate) fn unmount(&self) {
         run("umount", &[self.at().to_str().unwrap()]);
     }
 
@@ -91,7 +91,7 @@ impl Drop for World {
 }
 
 /// Waits until `done` is true.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(began.elapsed() < Duration::from_secs(30), "{what} does not happen");
@@ -99,7 +99,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn is_alive(process: &str) -> bool {
+pub(crate) fn is_alive(process: &str) -> bool {
     // One that has ended and nobody waits for is not alive.
     fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

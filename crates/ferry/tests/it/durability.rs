@@ -1,9 +1,9 @@
 //! Images served to clients of NBD, while the node is killed and the power is cut: what was flushed is there.
 
-mod client;
+pub(crate) mod client;
 mod fio;
-mod ledger;
-mod load;
+pub(crate) mod ledger;
+pub(crate) mod load;
 mod power;
 
 use std::fs;
@@ -20,12 +20,12 @@ use load::{Load, Numbers, Subject, check};
 const BLOCKS: usize = 2048;
 
 /// A number from the environment.
-fn setting(name: &str, otherwise: u64) -> u64 {
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
 /// A seed that differs from run to run, unless `FERRY_SEED` says which.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     setting("FERRY_SEED", fresh.into())
 }

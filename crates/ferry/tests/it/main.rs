@@ -13,6 +13,7 @@ mod guest;
 mod harness;
 mod images;
 mod import_only;
+mod live;
 mod migration;
 mod nbd;
 mod owner;

@@ -1,8 +1,6 @@
-//! A store as one command sees it: it answers until the command is asked to end. For tests of what checks copies, it can also
-//! change a byte of the first data written through it.
+//! A store as one command sees it: it answers until the command is asked to end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +10,7 @@ use ferry_core::store::{
 };
 use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use ferry_core::{
-    ClientId, Effect, Namespace, ObjectId, PoolFlags, PoolId, PoolInfo, PoolStats, Reply, SnapId, Store,
+    ClientId, Namespace, ObjectId, PoolFlags, PoolId, PoolInfo, PoolStats, Reply, SnapId, Store,
 };
 
 use crate::cancel::Cancel;
@@ -22,39 +20,12 @@ use crate::cancel::Cancel;
 pub(crate) struct Stoppable {
     store: Arc<dyn Store>,
     cancel: Cancel,
-    /// Whether the next data written is to be wrong in one byte.
-    flips: AtomicBool,
 }
-
-/// Data shorter than this is not made wrong: it is not an image's.
-const FLIPPED_MIN: usize = 4096;
 
 impl Stoppable {
     /// `store` until `cancel` is asked for.
     pub(crate) fn new(store: Arc<dyn Store>, cancel: Cancel) -> Self {
-        Self { store, cancel, flips: AtomicBool::new(false) }
-    }
-
-    /// Makes the next data written wrong in one byte: the fault hook behind `FERRY_FAULT=flip-copied-byte`.
-    pub(crate) fn flip_next(&self) {
-        self.flips.store(true, Ordering::Release);
-    }
-
-    /// The op, wrong in one byte if that is due.
-    fn flipped(&self, mut op: WriteOp) -> WriteOp {
-        if !self.flips.load(Ordering::Acquire) {
-            return op;
-        }
-        for effect in &mut op.effects {
-            let (Effect::Write { data, .. } | Effect::WriteFull(data)) = effect else { continue };
-            if data.len() >= FLIPPED_MIN && self.flips.swap(false, Ordering::AcqRel) {
-                let mut wrong = data.to_vec();
-                let middle = wrong.len() / 2;
-                wrong[middle] ^= 0x10;
-                *data = Bytes::from(wrong);
-            }
-        }
-        op
+        Self { store, cancel }
     }
 
     /// Asks the store, unless the command is to end.
@@ -108,7 +79,7 @@ impl Store for Stoppable {
     }
 
     fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
-        let op = self.flipped(op);
+        let op = op;
         self.unless_stopped(|s| s.write(object, op))
     }
 

@@ -15,7 +15,7 @@ use crate::api::{
 };
 use crate::control::{Forwarded, Server};
 use crate::devices::{Devices, apart};
-use crate::exporter::Offered;
+use crate::offered::Offered;
 
 /// How often a process that stays for its mappings looks whether there are any.
 const LOOK: Duration = Duration::from_millis(50);
@@ -68,9 +68,9 @@ impl Run<'_> {
         let _coming = devices.begin().map_err(cannot())?;
         let is_read_only = options.read_only || spec.snap.is_some();
         let image = self.open_to_serve(spec, is_read_only).await?;
-        let runtime = self.host.runtime().map_err(cannot())?;
+        let shared = self.host.shared().map_err(cannot())?;
         let name = spec.to_string();
-        let offered = Offered::open(runtime, spec, image, &name, is_read_only).await.map_err(cannot())?;
+        let offered = Offered::open(shared, spec, image, &name, is_read_only).await.map_err(cannot())?;
         if !is_read_only {
             // As `rbd` does: whoever maps an image is its writer, from now on.
             if let Err(e) = offered.acquire().await {
@@ -85,7 +85,7 @@ impl Run<'_> {
             scan_partitions: options.scan_partitions,
             ..Options::at(devices.directory())
         };
-        match apart(|| devices.map(spec, offered, &how)) {
+        match apart(|| devices.map(offered, &how)) {
             Ok(device) => Ok(device),
             Err((e, offered)) => {
                 let failure = cannot()(e);

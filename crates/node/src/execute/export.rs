@@ -11,7 +11,8 @@ use crate::api::{
     Done, ExportCommand, ExportLine, Failure, ImageRef, NbdOffer, NbdOptions, Response, Streams,
 };
 use crate::config::ExportRecord;
-use crate::exporter::{Exporter, Offered};
+use crate::exporter::Exporter;
+use crate::offered::Offered;
 use crate::spec::SnapSpec;
 
 impl Run<'_> {
@@ -36,7 +37,7 @@ impl Run<'_> {
     async fn export_add(&self, image: &SnapSpec, name: Option<String>, read_only: bool) -> Done<ExportLine> {
         let exporter = self.exporter()?;
         let name = name.unwrap_or_else(|| image.to_string());
-        let record = ExportRecord { image: image.clone(), read_only };
+        let record = ExportRecord { image: image.clone(), read_only, moving_to: None };
         let line = self.offer(exporter, &name, &record).await?;
         let kept = self.home.update_exports(|exports| Ok(exports.insert(name.clone(), record)));
         if let Err(e) = kept {
@@ -60,7 +61,8 @@ impl Run<'_> {
         let spec = &record.image;
         let cannot = || failed(format!("cannot offer {spec} as {name}"), "rbd: export error");
         let image = self.open_to_serve(spec, record.read_only).await?;
-        let offered = Offered::open(exporter.runtime(), spec, image, name, record.read_only).await;
+        let devices = self.host.shared().map_err(cannot())?;
+        let offered = Offered::open(devices, spec, image, name, record.read_only).await;
         exporter.add(offered.map_err(cannot())?).await.map_err(cannot())
     }
 
@@ -111,14 +113,15 @@ impl Run<'_> {
         let exporter = Arc::new(Exporter::new(threads, &listen));
         self.host.add_exporter(&exporter);
         exporter.listen(&listen, Vec::new()).map_err(cannot())?;
+        let devices = self.host.shared().map_err(cannot())?;
         let offered = match offered {
             NbdOffer::Image(image) => {
                 let name = name.unwrap_or_else(|| image.to_string());
-                self.offer(&exporter, &name, &ExportRecord { image, read_only }).await
+                self.offer(&exporter, &name, &ExportRecord { image, read_only, moving_to: None }).await
             }
             NbdOffer::Source(source) => match self.foreign(source, streams).await {
                 Ok(source) => {
-                    let offered = Offered::of_source(threads, source, &name.unwrap_or_default());
+                    let offered = Offered::of_source(devices, source, &name.unwrap_or_default());
                     exporter.add(offered).await.map_err(cannot())
                 }
                 Err(failure) => Err(failure),

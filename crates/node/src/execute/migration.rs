@@ -4,27 +4,27 @@ mod import;
 mod moved;
 mod receipt;
 
-use std::sync::PoisonError;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_core::{Errno, Error, ErrorKind};
 use ferry_image::create::CreateOptions;
-use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::features::Features;
-use ferry_migrate::{AbortOptions, CommitOptions, End, PrepareOptions, Prepared, Striping, Verification};
+use ferry_image::header::Opening;
+use ferry_image::image::Image;
+use ferry_image::pool::Pool;
+use ferry_image::progress::silent;
+use ferry_migrate::{AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification};
 
-use super::opened::Opened;
 use super::pace::Throttle;
-use super::{Run, failed};
+use super::switch::PAUSE_MAX;
+use super::{Run, Serving, failed};
 use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response, Streams};
+use crate::backend::Stoppable;
+use crate::cancel::Cancel;
 use crate::spec::ImageSpec;
 use moved::Moved;
-
-/// Name of the variable that asks for a fault, so that what checks copies can be checked.
-const FAULT: &str = "FERRY_FAULT";
-
-/// The fault: one byte of a copy is wrong.
-const FLIP: &str = "flip-copied-byte";
 
 impl Run<'_> {
     /// Executes one of them.
@@ -37,8 +37,9 @@ impl Run<'_> {
             MigrationCommand::Import { source, target, layout, manner } => {
                 Box::pin(self.migration_import(source, &target, &layout, manner, streams)).await?;
             }
-            MigrationCommand::Prepare { source, target, layout, flatten, manner } => {
-                self.migration_prepare(&source, &target, &layout, flatten, manner).await?;
+            MigrationCommand::Prepare { source, target, layout, flatten, manner, pause_limit_ms } => {
+                let limit = pause_limit(pause_limit_ms);
+                self.migration_prepare(&source, &target, &layout, flatten, manner, limit).await?;
             }
             MigrationCommand::Execute { image, rate } => {
                 if let Some(rate) = rate {
@@ -50,8 +51,9 @@ impl Run<'_> {
             MigrationCommand::Commit { image, force, unverified } => {
                 self.migration_commit(&image, CommitOptions { force, unverified }).await?;
             }
-            MigrationCommand::Abort { image, accept_loss } => {
-                self.migration_abort(&image, AbortOptions { accept_loss }).await?;
+            MigrationCommand::Abort { image, accept_loss, pause_limit_ms } => {
+                let limit = pause_limit(pause_limit_ms);
+                self.migration_abort(&image, AbortOptions { accept_loss }, limit).await?;
             }
         }
         Ok(Response::Done)
@@ -64,6 +66,7 @@ impl Run<'_> {
         layout: &LayoutOptions,
         flatten: bool,
         manner: Manner,
+        limit: Duration,
     ) -> Done<()> {
         let rbd = "rbd: preparing migration failed";
         let what = format!("cannot prepare the migration of {source} to {target}");
@@ -89,9 +92,21 @@ impl Run<'_> {
             shared: layout.shared,
             flatten,
         };
-        let prepare =
-            async || ferry_migrate::prepare(&from, &source.image, &to, &target.image, &options).await;
-        match self.switching(source, target, prepare).await {
+        let prepare = async |is_over: &Cancel| {
+            let (a, b) = (until(&from, is_over), until(&to, is_over));
+            match ferry_migrate::prepare(&a, &source.image, &b, &target.image, &options).await {
+                Err(e) if is_over.is_asked() || self.cancel.is_asked() => {
+                    // Its clients go on with the source.
+                    give_way(&self.lasting(&from), &source.image).await?;
+                    if self.cancel.is_asked() {
+                        return Err(e);
+                    }
+                    Err(Error::new(ErrorKind::TimedOut, "clients would wait longer than they may").because(e))
+                }
+                prepared => prepared,
+            }
+        };
+        match self.switching(source, target, limit, prepare).await {
             Ok(switched) => match switched.all()? {
                 Prepared::Done(_) => Ok(()),
                 Prepared::Already(_) if manner == Manner::Ferry => {
@@ -122,58 +137,44 @@ impl Run<'_> {
         }
         let threads = self.host.runtime().map_err(cannot)?;
         let pace = Throttle::new(self.env, threads, self.cancel);
-        // Where this process offers the target, both use one device: two would take the lock from each other.
-        let is_faulty = std::env::var_os(FAULT).is_some_and(|fault| fault == FLIP);
-        let (device, opened) = match self.offered(&spec_of(moved.target())) {
-            Some(_) if is_faulty => {
-                let text = format!("{FAULT}={FLIP} works on images that are not offered");
-                return Err(Failure::plain(Errno::EOPNOTSUPP, text));
-            }
-            Some(device) => (device, None),
-            None => {
-                let opened = Opened::new(moved.open_target().await.map_err(cannot)?, &self.leftovers);
-                (ImageDevice::open(opened.clone()).await.map_err(cannot)?, Some(opened))
-            }
-        };
-        let attending = opened.is_some().then(|| {
-            let device = device.clone();
-            // Ends when it is aborted, or with the watch, which the copy notices.
-            threads.spawn(async move { drop(device.attend().await) })
-        });
-        if is_faulty {
-            self.flip_next();
+        let image_of = self.open_target(moved.target()).await.map_err(cannot)?;
+        // Whoever offers the target, or will while this runs, uses the same device.
+        let open = self.host.shared().map_err(cannot)?.open(image_of).await.map_err(cannot)?;
+        if let Some(faults) = self.host.stores.faults().map_err(cannot)? {
+            faults.copying();
         }
         let step = Progress::start(self.events, title);
-        let executed = moved.execute(&device, &pace, &mut |d, t| step.at(d, t)).await;
-        if let Some(attending) = attending {
-            attending.abort();
-            attending.await.ok();
-        }
-        executed.map_err(|e| {
+        let executed =
+            moved.execute(open.device(), &pace, &mut |d, t| step.at(d, t)).await;
+        let closed = open.close().await;
+        let copied = executed.map_err(|e| {
             cannot(e)
                 .advise("the target stays usable and reads through to the source; nothing is lost")
                 .advise(format!(
                     "`ferry migration execute {image}` goes on, `ferry migration abort {image}` goes back"
                 ))
         })?;
+        closed.map_err(failed(format!("cannot close image {image}"), "rbd: close error"))?;
         step.done();
-        drop(device);
-        match opened {
-            Some(opened) => self.close(opened).await,
-            None => Ok(()),
-        }
+        tracing::info!(
+            %image,
+            objects = copied.objects,
+            copied_bytes = copied.moved.copied,
+            shared_bytes = copied.moved.shared,
+            "migration executed"
+        );
+        Ok(())
     }
 
-    /// Makes the next data that this command writes to each of its stores wrong in one byte.
-    fn flip_next(&self) {
-        let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.values().for_each(|in_use| in_use.store.flip_next());
-        tracing::warn!("a byte of the copy is made wrong, as {FAULT} asks");
+    /// The target, on a store that answers for longer than this command takes.
+    async fn open_target(&self, target: &End) -> ferry_core::Result<Image> {
+        Image::open_by_id(&self.lasting(&target.pool), &target.id, Opening::ReadWrite).await
     }
 
-    /// The device of an image that this process offers to be written.
-    fn offered(&self, image: &ImageSpec) -> Option<ImageDevice> {
-        self.host.exporters().iter().find_map(|exporter| exporter.device_of(image))
+    /// A pool on a store that answers also when this command is asked to end.
+    pub(super) fn lasting(&self, pool: &Pool) -> Pool {
+        let lasting = self.store_with(pool.store.identity(), Serving::Always);
+        Pool { store: lasting.unwrap_or_else(|| Arc::clone(&pool.store)), ..pool.clone() }
     }
 
     async fn migration_verify(&self, image: &ImageSpec) -> Done<Response> {
@@ -223,7 +224,7 @@ impl Run<'_> {
         self.forget_secrets_of(&spec)
     }
 
-    async fn migration_abort(&self, image: &ImageSpec, options: AbortOptions) -> Done<()> {
+    async fn migration_abort(&self, image: &ImageSpec, options: AbortOptions, limit: Duration) -> Done<()> {
         let rbd = "rbd: aborting migration failed";
         let what = format!("cannot abort the migration of {image}");
         let moved = match self.moved(image, &what, rbd).await {
@@ -241,16 +242,38 @@ impl Run<'_> {
         let source = ends.source.name.clone();
         let step = Progress::start(self.events, "Abort image migration");
         let (from, to) = (spec_of(&ends.target), spec_of(&ends.source));
-        let abort = async || ferry_migrate::abort(ends, options, &mut |d, t| step.at(d, t)).await;
-        let aborted = self.switching(&from, &to, abort).await;
+        // It does not give way once it has begun: the target cannot be written any more from then on.
+        let abort = async |_: &Cancel| ferry_migrate::abort(ends, options, &mut |d, t| step.at(d, t)).await;
+        let aborted = self.switching(&from, &to, limit, abort).await;
         aborted.map_err(|e| abort_failed(&e, &what, rbd, image, &source))?.all()?;
         step.done();
         Ok(())
     }
 }
 
+/// How long clients may wait.
+fn pause_limit(ms: Option<u64>) -> Duration {
+    ms.map_or(PAUSE_MAX, Duration::from_millis)
+}
+
+/// A pool that answers until `is_over` is asked for.
+fn until(pool: &Pool, is_over: &Cancel) -> Pool {
+    let store = Arc::new(Stoppable::new(Arc::clone(&pool.store), is_over.clone()));
+    Pool { store, ..pool.clone() }
+}
+
+/// Undoes what was done of a prepare that took too long.
+async fn give_way(pool: &Pool, name: &str) -> ferry_core::Result<()> {
+    match Ends::find(pool, name).await {
+        Ok(ends) => ferry_migrate::abort(ends, AbortOptions::default(), &mut silent).await,
+        // It had not begun.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Invalid) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 /// What one end of a migration is called.
-fn spec_of(end: &End) -> ImageSpec {
+pub(super) fn spec_of(end: &End) -> ImageSpec {
     ImageSpec {
         pool: end.pool.info.name.clone(),
         namespace: end.pool.namespace.as_str().to_owned(),
@@ -286,6 +309,7 @@ fn prepare_failed(error: &Error, what: String, source: &ImageSpec, target: &Imag
         ErrorKind::Busy if error.fact("cookie").is_some() => untouched
             .advise(format!("`ferry lock ls {source}` shows the lock, `ferry lock rm` takes it away")),
         ErrorKind::Busy => untouched.advise(format!("`ferry status {source}` tells who uses it")),
+        ErrorKind::TimedOut => untouched.advise("`--pause-limit` sets how long clients may wait"),
         ErrorKind::Exists => untouched.advise(format!("{target} is another image: name another target")),
         _ => untouched,
     }
@@ -336,6 +360,9 @@ fn abort_failed(error: &Error, what: &str, rbd: &str, image: &ImageSpec, source:
         (None, ErrorKind::Exists) => failure
             .advise("nothing was changed: both ends are there")
             .advise(format!("rename or remove the image that is called {source} now, and repeat")),
+        (None, ErrorKind::TimedOut) => {
+            failure.advise("nothing was changed").advise("`--pause-limit` sets how long clients may wait")
+        }
         (None, ErrorKind::Busy) => {
             failure.advise("nothing was changed").advise(format!("`ferry status {image}` tells who uses it"))
         }

@@ -1,71 +1,177 @@
-//! Changing the image below exports while their clients wait.
+//! Changing the image below exports and mapped devices while their clients wait.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ferry_core::Result;
+use ferry_core::{ErrorKind, Result};
+use ferry_image::encoding::MigrationState;
+use ferry_image::progress::silent;
+use ferry_migrate::{AbortOptions, Ends, Finding};
 
-use super::{Run, failed};
+use super::migration::spec_of;
+use super::{Run, Serving, failed};
 use crate::api::{Done, Failure};
-use crate::exporter::Taken;
+use crate::cancel::Cancel;
+use crate::config::ExportRecord;
+use crate::exporter::Exporter;
+use crate::offered::{Taken, Way, take};
 use crate::spec::{ImageSpec, SnapSpec};
 
-/// How long clients may wait for requests that are under way when the switch begins.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long clients may wait where nobody says: well below the 30 seconds after which the kernel's NBD client gives up.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 impl Run<'_> {
-    /// Does `change`, which moves the image `from` to `to`, while the clients of all exports of `from` in this process wait. They
-    /// go on with `to` afterwards, or with `from` where the change failed. Without such exports it is just done.
+    /// Does `change`, which moves the image `from` to `to`, while the clients of all exports and mapped devices of `from` in this
+    /// process wait. They go on with `to` afterwards, or with `from` where the change failed. Without any it is just done. What
+    /// `change` is given is asked for when clients have waited for `limit`: the change may give way then.
     ///
     /// # Errors
-    /// Those of `change`; `TimedOut` (110) where requests under way do not end, before anything is changed.
+    /// Those of `change`; `TimedOut` (110) where requests under way do not end within `limit`, before anything is changed.
     pub(super) async fn switching<T>(
         &self,
         from: &ImageSpec,
         to: &ImageSpec,
-        change: impl AsyncFnOnce() -> Result<T>,
+        limit: Duration,
+        change: impl AsyncFnOnce(&Cancel) -> Result<T>,
     ) -> Result<Switched<T>> {
-        let mut taken = Vec::new();
-        for exporter in self.host.exporters() {
-            taken.extend(exporter.take(from, DRAIN_MAX).await?);
+        let offerings = self.host.offerings(from);
+        // Before anything is changed, for a node that starts after a death in the middle.
+        if !offerings.is_empty() {
+            self.home.update_exports(|exports| {
+                for record in exports.values_mut().filter(|r| r.image.image == *from) {
+                    record.moving_to = Some(SnapSpec { image: to.clone(), snap: record.image.snap.clone() });
+                }
+                Ok(())
+            })?;
         }
-        let changed = change().await;
+        let began = Instant::now();
+        let taken = take(offerings, limit).await?;
+        let is_over = Cancel::new();
+        let timer = match taken.is_empty() {
+            true => None,
+            false => {
+                let (is_over, left) = (is_over.clone(), limit.saturating_sub(began.elapsed()));
+                let ring = async move {
+                    tokio::time::sleep(left).await;
+                    is_over.ask();
+                };
+                Some(self.host.runtime()?.spawn(ring))
+            }
+        };
+        let changed = change(&is_over).await;
+        if let Some(timer) = timer {
+            timer.abort();
+        }
         let now = if changed.is_ok() { to } else { from };
         let mut lost = None;
-        for export in taken {
-            let name = export.name().to_owned();
-            if let Err(failure) = self.go_on(export, now).await {
-                tracing::error!(
-                    export = name,
-                    what = failure.what,
-                    cause = failure.cause,
-                    "export is cut off"
-                );
-                lost = Some(failure.advise(format!(
-                    "clients of export {name} get errors until it is removed and added again: `ferry export rm --force {name}`"
-                )));
+        for offering in taken {
+            let way = offering.way().clone();
+            if let Err(failure) = self.go_on(offering, now).await {
+                tracing::error!(%way, what = failure.what, cause = failure.cause, "clients are cut off");
+                let remedy = match &way {
+                    Way::Export(name) => {
+                        format!("it is removed and added again: `ferry export rm --force {name}`")
+                    }
+                    Way::Device(path) => {
+                        format!("it is mapped again: `ferry device unmap -o force {}`", path.display())
+                    }
+                };
+                lost = Some(failure.advise(format!("clients of {way} get errors until {remedy}")));
             }
         }
-        changed.map(|value| Switched { value, lost })
+        let value = changed?;
+        self.catch_up(from, to).await;
+        Ok(Switched { value, lost })
     }
 
-    /// Lets the clients of an export go on with `image`, and keeps it so for the next node.
-    async fn go_on(&self, export: Taken, image: &ImageSpec) -> Done<()> {
-        let spec = SnapSpec { image: image.clone(), snap: export.image().snap.clone() };
-        let name = export.name().to_owned();
-        let cannot = || failed(format!("export {name} cannot go on with {spec}"), "rbd: export error");
-        let opened = self.open_to_serve(&spec, export.is_read_only()).await?;
-        let waited = export.go_on(&spec, opened).await.map_err(cannot())?;
+    /// Lets the clients of an offered image go on with `image`, and keeps it so for the next node.
+    async fn go_on(&self, taken: Taken, image: &ImageSpec) -> Done<()> {
+        let spec = SnapSpec { image: image.clone(), snap: taken.image().snap.clone() };
+        let way = taken.way().clone();
+        let cannot = || failed(format!("{way} cannot go on with {spec}"), "rbd: export error");
+        let opened = self.open_to_serve(&spec, taken.is_read_only()).await?;
+        let waited = taken.go_on(&spec, opened).await.map_err(cannot())?;
         let ms = waited.as_millis();
-        tracing::info!(export = name, image = %spec, waited_ms = u64::try_from(ms).unwrap_or(u64::MAX), "export switched");
-        self.events.advise(&format!("export {name} goes on with {spec}; its clients waited {ms} ms"));
+        tracing::info!(%way, image = %spec, waited_ms = u64::try_from(ms).unwrap_or(u64::MAX), "clients switched");
+        self.events.advise(&format!("{way} goes on with {spec}; its clients waited {ms} ms"));
+        let Way::Export(name) = &way else { return Ok(()) };
         self.home
             .update_exports(|exports| {
-                if let Some(record) = exports.get_mut(&name) {
-                    record.image = spec.clone();
+                if let Some(record) = exports.get_mut(name) {
+                    *record = ExportRecord { image: spec.clone(), moving_to: None, ..record.clone() };
                 }
                 Ok(())
             })
-            .map_err(failed(format!("export {name} is switched, but not kept so"), "rbd: export error"))
+            .map_err(failed(format!("{way} is switched, but not kept so"), "rbd: export error"))
+    }
+
+    /// Offers what a node before this one offered under `from`, and this one could not: it died in the middle of the change.
+    async fn catch_up(&self, from: &ImageSpec, to: &ImageSpec) {
+        let (Some(exporter), Ok(records)) = (self.host.exporter().cloned(), self.home.exports()) else {
+            return;
+        };
+        for (name, record) in records {
+            if record.image.image == *from && from != to && exporter.clients_of(&name).is_none() {
+                self.offer_as(&exporter, &name, &record, to).await.unwrap_or_else(|failure| {
+                    tracing::error!(
+                        export = name,
+                        what = failure.what,
+                        cause = failure.cause,
+                        "export cannot be offered"
+                    );
+                });
+            }
+        }
+    }
+
+    /// Offers `image` under a name, and keeps it so.
+    async fn offer_as(
+        &self,
+        exporter: &Exporter,
+        name: &str,
+        record: &ExportRecord,
+        image: &ImageSpec,
+    ) -> Done<()> {
+        let spec = SnapSpec { image: image.clone(), snap: record.image.snap.clone() };
+        let record = ExportRecord { image: spec, moving_to: None, ..record.clone() };
+        self.offer(exporter, name, &record).await?;
+        let kept = self.home.update_exports(|exports| Ok(exports.insert(name.to_owned(), record)));
+        kept.map(drop)
+            .map_err(failed(format!("export {name} is offered, but not kept so"), "rbd: export error"))
+    }
+
+    /// Offers what the node before this one offered. It may have died while a migration changed what is offered: an export of a
+    /// source is one of the target once that is prepared, and a prepare that was cut off is undone.
+    ///
+    /// # Errors
+    /// Those of opening the image; an export whose image cannot be opened stays in the list.
+    pub(crate) async fn offer_again(
+        &self,
+        exporter: &Exporter,
+        name: &str,
+        record: &ExportRecord,
+    ) -> Done<()> {
+        let image = &record.image.image;
+        let pool = self.pool_for(&image.pool_spec(), Serving::Always).await?;
+        let cannot = || failed(format!("cannot offer {image} as {name}"), "rbd: export error");
+        let ends = match (Ends::look_up(&pool, &image.image).await, &record.moving_to) {
+            (Ok(Finding::Migrating(ends)), _) => *ends,
+            (Err(e), Some(other)) if e.kind() == ErrorKind::NotFound => {
+                return self.offer_as(exporter, name, record, &other.image).await;
+            }
+            // Opening it says what is wrong, if anything is.
+            (Ok(Finding::Plain) | Err(_), _) => return self.offer(exporter, name, record).await.map(drop),
+        };
+        if ends.state() == MigrationState::Preparing {
+            tracing::warn!(export = name, %image, "a prepare that was cut off is undone");
+            let source = spec_of(&ends.source);
+            ferry_migrate::abort(ends, AbortOptions::default(), &mut silent).await.map_err(cannot())?;
+            return self.offer_as(exporter, name, record, &source).await;
+        }
+        if ends.state() == MigrationState::Aborting || ends.target.header.is_none() {
+            // The abort goes on as a job, and offers the source then.
+            return self.offer(exporter, name, record).await.map(drop);
+        }
+        self.offer_as(exporter, name, record, &spec_of(&ends.target)).await
     }
 }
 

@@ -17,7 +17,7 @@ const FLAG_FUA: u16 = 1;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Read { offset: u64, length: u32 },
     Write { offset: u64, data: Vec<u8>, is_durable: bool },
     Zero { offset: u64, length: u32, is_durable: bool },
@@ -26,16 +26,16 @@ pub(super) enum Request {
 
 /// An answer: the number of the request, and the error (0 where there is none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
-    pub(super) cookie: u64,
-    pub(super) error: u32,
+pub(crate) struct Reply {
+    pub(crate) cookie: u64,
+    pub(crate) error: u32,
 }
 
 /// A connection to one export.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     stream: UnixStream,
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 fn broken(text: String) -> io::Error {
@@ -50,7 +50,7 @@ fn take<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
 
 impl Client {
     /// Attaches to an export: fixed newstyle, `NBD_OPT_EXPORT_NAME`, simple replies.
-    pub(super) fn connect(socket: &Path, export: &str) -> io::Result<Self> {
+    pub(crate) fn connect(socket: &Path, export: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(HANG))?;
         stream.set_write_timeout(Some(HANG))?;
@@ -76,7 +76,7 @@ impl Client {
     }
 
     /// Sends a request without waiting.
-    pub(super) fn send(&mut self, cookie: u64, request: &Request) -> io::Result<()> {
+    pub(crate) fn send(&mut self, cookie: u64, request: &Request) -> io::Result<()> {
         let fua = |is_durable: bool| if is_durable { FLAG_FUA } else { 0 };
         let (flags, command, offset, length, data): (u16, u16, u64, u32, &[u8]) = match request {
             Request::Read { offset, length } => (0, COMMAND_READ, *offset, *length, &[]),
@@ -100,7 +100,7 @@ impl Client {
     }
 
     /// Waits for the next answer, without data: not for reads.
-    pub(super) fn receive(&mut self) -> io::Result<Reply> {
+    pub(crate) fn receive(&mut self) -> io::Result<Reply> {
         let magic = u32::from_be_bytes(take(&mut self.stream)?);
         if magic != 0x6744_6698 {
             return Err(broken(format!("no reply: {magic:#x}")));
@@ -110,7 +110,7 @@ impl Client {
     }
 
     /// Reads, with nothing else in flight.
-    pub(super) fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.send(7, &Request::Read { offset, length: u32::try_from(length).unwrap() })?;
         let reply = self.receive()?;
         if reply != (Reply { cookie: 7, error: 0 }) {
@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// Goes away in good order.
-    pub(super) fn disconnect(mut self) -> io::Result<()> {
+    pub(crate) fn disconnect(mut self) -> io::Result<()> {
         let mut bytes = Vec::new();
         bytes.extend(0x2560_9513_u32.to_be_bytes());
         bytes.extend(0_u16.to_be_bytes());

@@ -7,11 +7,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Size of a block, within which a write is old or new. Bytes.
-pub(super) const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// What a block shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// Zeros.
     Zero,
     /// The pattern of this number.
@@ -47,31 +47,31 @@ struct State {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Ledger(Mutex<State>);
+pub(crate) struct Ledger(Mutex<State>);
 
 /// Blocks written by one request, one after another.
 #[derive(Clone, Debug)]
-pub(super) struct Sent {
-    pub(super) first: usize,
-    pub(super) contents: Vec<Content>,
-    pub(super) is_durable: bool,
+pub(crate) struct Sent {
+    pub(crate) first: usize,
+    pub(crate) contents: Vec<Content>,
+    pub(crate) is_durable: bool,
 }
 
 /// What was known to be durable at one moment: per block, how many entries of its history came before.
 #[derive(Clone, Debug)]
-pub(super) struct Durable(Vec<usize>);
+pub(crate) struct Durable(Vec<usize>);
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Blocks that show what was last flushed, though more was written later.
-    pub(super) old: usize,
+    pub(crate) old: usize,
     /// Blocks that show something newer than what was last flushed.
-    pub(super) new: usize,
+    pub(crate) new: usize,
 }
 
 /// The bytes of a block: each word says what it is, so that a mixture of two contents is noticed.
-pub(super) fn pattern(content: Content, block: usize) -> Vec<u8> {
+pub(crate) fn pattern(content: Content, block: usize) -> Vec<u8> {
     match content {
         Content::Zero => vec![0; BLOCK],
         Content::Numbered(number) => {
@@ -90,7 +90,7 @@ fn recognized(bytes: &[u8], block: usize) -> Option<Content> {
 
 impl Ledger {
     /// `blocks` blocks that show `content`, durably.
-    pub(super) fn new(blocks: usize, content: Content) -> Self {
+    pub(crate) fn new(blocks: usize, content: Content) -> Self {
         let entry = Entry { content, sent: 0, acknowledged: Some(0) };
         let block = Block { history: vec![entry], durable: 0, is_busy: false };
         let last_number = match content {
@@ -107,13 +107,13 @@ impl Ledger {
     }
 
     /// Writes and flushes acknowledged so far.
-    pub(super) fn acknowledged(&self) -> (u64, u64) {
+    pub(crate) fn acknowledged(&self) -> (u64, u64) {
         let state = self.state();
         (state.writes, state.flushes)
     }
 
     /// Notes a write of `count` blocks from `first` (of zeros, or of fresh numbers), unless one of them is in flight.
-    pub(super) fn write(&self, first: usize, count: usize, zeros: bool, is_durable: bool) -> Option<Sent> {
+    pub(crate) fn write(&self, first: usize, count: usize, zeros: bool, is_durable: bool) -> Option<Sent> {
         let mut state = self.state();
         if state.blocks[first..first + count].iter().any(|b| b.is_busy) {
             return None;
@@ -137,7 +137,7 @@ impl Ledger {
     }
 
     /// Notes that a write was acknowledged.
-    pub(super) fn written(&self, sent: &Sent) {
+    pub(crate) fn written(&self, sent: &Sent) {
         let mut state = self.state();
         state.moment += 1;
         state.writes += 1;
@@ -152,14 +152,14 @@ impl Ledger {
     }
 
     /// Notes that a flush was sent; when.
-    pub(super) fn flush(&self) -> u64 {
+    pub(crate) fn flush(&self) -> u64 {
         let mut state = self.state();
         state.moment += 1;
         state.moment
     }
 
     /// Notes that the flush sent at `moment` was acknowledged: what had been acknowledged then, on any connection, is durable.
-    pub(super) fn flushed(&self, moment: u64) {
+    pub(crate) fn flushed(&self, moment: u64) {
         let mut state = self.state();
         state.moment += 1;
         state.flushes += 1;
@@ -170,12 +170,12 @@ impl Ledger {
     }
 
     /// What is known to be durable now.
-    pub(super) fn durable(&self) -> Durable {
+    pub(crate) fn durable(&self) -> Durable {
         Durable(self.state().blocks.iter().map(|b| b.durable).collect())
     }
 
     /// Compares what an image shows with what it may show, where `durable` was known to be durable before the crash.
-    pub(super) fn check(&self, durable: &Durable, image: &[u8]) -> Result<Found, String> {
+    pub(crate) fn check(&self, durable: &Durable, image: &[u8]) -> Result<Found, String> {
         let state = self.state();
         let mut found = Found::default();
         // No write may be there that was sent after another was acknowledged which is missing.
@@ -210,7 +210,7 @@ impl Ledger {
     }
 
     /// Takes what an image shows after a crash for what it shows from now on. It has been checked.
-    pub(super) fn take_over(&self, image: &[u8]) {
+    pub(crate) fn take_over(&self, image: &[u8]) {
         let mut state = self.state();
         state.moment += 1;
         let now = state.moment;

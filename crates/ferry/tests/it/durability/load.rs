@@ -22,10 +22,10 @@ const READ: usize = 1 << 20;
 
 /// Numbers that follow from a seed.
 #[derive(Clone, Debug)]
-pub(super) struct Numbers(pub(super) u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -43,21 +43,21 @@ enum InFlight {
 
 /// An image and what is known of it.
 #[derive(Clone, Debug)]
-pub(super) struct Subject {
-    pub(super) export: &'static str,
-    pub(super) ledger: Arc<Ledger>,
+pub(crate) struct Subject {
+    pub(crate) export: &'static str,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(crate) struct Load {
     is_stopped: Arc<AtomicBool>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
 impl Load {
     /// Starts it on all of `subjects`.
-    pub(super) fn start(socket: &Path, subjects: &[Subject], seed: u64) -> Self {
+    pub(crate) fn start(socket: &Path, subjects: &[Subject], seed: u64) -> Self {
         let is_stopped = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (i, subject) in (0..).zip(subjects) {
@@ -71,8 +71,16 @@ impl Load {
         Self { is_stopped, threads }
     }
 
+    /// Ends it; every request must have gone well.
+    pub(crate) fn end(self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().unwrap().unwrap();
+        }
+    }
+
     /// Ends it, the server being gone: that alone is no failure.
-    pub(super) fn end_without_server(self) {
+    pub(crate) fn end_without_server(self) {
         self.is_stopped.store(true, Ordering::SeqCst);
         for thread in self.threads {
             if let Err(e) = thread.join().unwrap() {
@@ -88,10 +96,10 @@ fn drive(mut client: Client, ledger: &Ledger, mut numbers: Numbers, stopped: &At
     let blocks = client.size / u64::try_from(BLOCK).unwrap();
     let mut in_flight = BTreeMap::new();
     let mut cookie = 0;
-    while !stopped.load(Ordering::SeqCst) {
+    while !stopped.load(Ordering::SeqCst) || !in_flight.is_empty() {
         let burst = 1 + numbers.below(12);
         for _ in 0..burst {
-            if in_flight.len() >= DEPTH {
+            if in_flight.len() >= DEPTH || stopped.load(Ordering::SeqCst) {
                 break;
             }
             let Some((request, noted)) = choose(ledger, &mut numbers, blocks) else { continue };
@@ -142,7 +150,7 @@ fn choose(ledger: &Ledger, numbers: &mut Numbers, blocks: u64) -> Option<(Reques
 }
 
 /// Reads a whole export.
-pub(super) fn read(socket: &Path, export: &str) -> io::Result<Vec<u8>> {
+pub(crate) fn read(socket: &Path, export: &str) -> io::Result<Vec<u8>> {
     let mut client = Client::connect(socket, export)?;
     let size = usize::try_from(client.size).unwrap();
     let mut image = Vec::with_capacity(size);
@@ -155,7 +163,7 @@ pub(super) fn read(socket: &Path, export: &str) -> io::Result<Vec<u8>> {
 }
 
 /// Checks a subject as it is served at `socket`.
-pub(super) fn check(socket: &Path, subject: &Subject, durable: &Durable) -> Result<(Found, Vec<u8>), String> {
+pub(crate) fn check(socket: &Path, subject: &Subject, durable: &Durable) -> Result<(Found, Vec<u8>), String> {
     let image =
         read(socket, subject.export).map_err(|e| format!("{} cannot be read: {e}", subject.export))?;
     let found = subject.ledger.check(durable, &image).map_err(|e| format!("{}: {e}", subject.export))?;
@@ -163,7 +171,7 @@ pub(super) fn check(socket: &Path, subject: &Subject, durable: &Durable) -> Resu
 }
 
 /// Waits until each subject has had so many flushes acknowledged.
-pub(super) fn wait_for_flushes(subjects: &[Subject], flushes: u64) {
+pub(crate) fn wait_for_flushes(subjects: &[Subject], flushes: u64) {
     let began = std::time::Instant::now();
     while subjects.iter().any(|s| s.ledger.acknowledged().1 < flushes) {
         assert!(began.elapsed() < Duration::from_secs(60), "no flush is acknowledged");

@@ -68,6 +68,8 @@ pub enum MigrationCommand {
         flatten: bool,
         /// `rbd`'s stripes, or such as fit.
         manner: Manner,
+        /// How long clients of the source may wait before it gives way. Milliseconds.
+        pause_limit_ms: Option<u64>,
     },
     /// Make the target, which reads through to something that stays where it is.
     Import {
@@ -107,6 +109,8 @@ pub enum MigrationCommand {
         image: ImageSpec,
         /// Although something of the target is lost.
         accept_loss: bool,
+        /// How long requests of the target's clients may keep it from beginning. Milliseconds.
+        pause_limit_ms: Option<u64>,
     },
 }
 

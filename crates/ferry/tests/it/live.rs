@@ -1,0 +1,298 @@
+//! Migrations of images in use: the client keeps its connection, its device and its mounted file system, and every byte.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::device::{World, run, skipped};
+use crate::durability::ledger::{Content, Ledger};
+use crate::durability::load::{Load, Subject, check, wait_for_flushes};
+use crate::durability::{seed, setting};
+use crate::harness::{Home, Name, Node};
+
+/// Blocks of an image under load: 16 MiB.
+const BLOCKS: usize = 4096;
+
+/// Pools `rbd` and `fast` in one store, `far` in another.
+fn pools(home: &Home) {
+    home.ok("pool create fast");
+    home.ok("pool create far --path elsewhere");
+}
+
+/// A node that offers the image `a` as `vm`, and what is known of that.
+fn with_export(home: &Home) -> (Node, Subject) {
+    pools(home);
+    home.ok("create a --size 16M");
+    let node = home.serve();
+    home.ok("export add a --name vm");
+    (node, Subject { export: "vm", ledger: Arc::new(Ledger::new(BLOCKS, Content::Zero)) })
+}
+
+/// Runs a step; how long clients waited for it, in milliseconds, each time they did.
+fn step(home: &Home, line: &str) -> Vec<u64> {
+    let run = home.run(Name::Ferry, line);
+    assert_eq!(run.code, 0, "ferry {line}: {run:?}\n{}", home.log());
+    let waits = run.err.lines().filter_map(|l| l.split_once("its clients waited "));
+    waits.map(|(_, ms)| ms.strip_suffix(" ms").unwrap().parse().unwrap()).collect()
+}
+
+/// A whole migration; how long clients waited.
+fn moved(home: &Home, from: &str, to: &str, layout: &str) -> Vec<u64> {
+    let waits = step(home, &format!("migration prepare {from} {to} {layout}"));
+    step(home, &format!("migration execute {to} --no-progress"));
+    step(home, &format!("migration commit {to} --no-progress"));
+    waits
+}
+
+/// The value below which 99 of 100 are, and the largest.
+fn worst(pauses: &mut [u64]) -> (u64, u64) {
+    pauses.sort_unstable();
+    (pauses[(pauses.len() * 99).div_ceil(100) - 1], pauses[pauses.len() - 1])
+}
+
+/// fio on a file of the mounted file system, reading back all it writes, for so many seconds.
+fn verified_writes(world: &World, seconds: u64) -> Child {
+    let fio = Command::new("fio")
+        .args(["--name=verified", "--rw=randrw", "--bsrange=4k-64k", "--size=24m", "--ioengine=psync"])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=16", "--time_based"])
+        .args([format!("--runtime={seconds}"), format!("--directory={}", world.at().display())])
+        .current_dir(world.home.dir())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    fio.unwrap()
+}
+
+fn ended_well(fio: Child) {
+    let output = fio.wait_with_output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && out.contains("err= 0"), "{out}{err}");
+}
+
+/// A mounted file system goes to another store and on to another pool, and comes back from a third.
+fn moves_while_mounted(world: &World) -> Vec<u64> {
+    let home = &world.home;
+    pools(home);
+    let device = home.ok("device map a").trim().to_owned();
+    run("mkfs.ext4", &["-q", "-F", &device]);
+    world.mount(&device);
+    let fio = verified_writes(world, 8);
+    let mut pauses = Vec::new();
+    for line in [
+        "migration prepare rbd/a far/b --object-size 1M",
+        "migration execute far/b --no-progress",
+        "migration commit far/b --no-progress",
+        "migration prepare far/b fast/c --stripe-unit 64K --stripe-count 3",
+        "migration execute fast/c --no-progress",
+        "migration commit fast/c --no-progress",
+        "migration prepare fast/c far/d",
+        "migration execute far/d --no-progress",
+    ] {
+        let waits = step(home, line);
+        assert_eq!(waits.len(), usize::from(line.contains("prepare")), "{line}");
+        pauses.extend(waits);
+    }
+    assert!(home.ok("device ls").contains("far "), "{}", home.ok("device ls"));
+    let waits = step(home, "migration abort far/d --no-progress");
+    assert_eq!(waits.len(), 1);
+    pauses.extend(waits);
+    ended_well(fio);
+    let lines = home.ok("device ls");
+    assert!(lines.lines().count() == 2 && lines.contains("fast ") && lines.contains(&device), "{lines}");
+    world.unmount();
+    run("fsck.ext4", &["-f", "-n", &device]);
+    home.ok("device unmap fast/c");
+    home.check();
+    pauses
+}
+
+#[test]
+fn a_file_system_mounted_from_a_node_stays_mounted_while_its_image_moves() {
+    if skipped("a_file_system_mounted_from_a_node_stays_mounted_while_its_image_moves") {
+        return;
+    }
+    let world = World::new("64M");
+    let node = world.home.serve();
+    println!("clients waited {:?} ms", moves_while_mounted(&world));
+    assert_eq!(node.stop(), 0, "{}", world.home.log());
+}
+
+#[test]
+fn a_file_system_mounted_without_a_node_stays_mounted_while_its_image_moves() {
+    if skipped("a_file_system_mounted_without_a_node_stays_mounted_while_its_image_moves") {
+        return;
+    }
+    println!("clients waited {:?} ms", moves_while_mounted(&World::new("64M")));
+}
+
+#[test]
+fn prepare_gives_way_where_clients_would_wait_too_long() {
+    let home = Home::new();
+    let (node, subject) = with_export(&home);
+    let load = Load::start(&home.path("home/nbd.sock"), std::slice::from_ref(&subject), seed());
+    wait_for_flushes(std::slice::from_ref(&subject), 2);
+    for _ in 0..5 {
+        let (code, err) = home.fails("migration prepare a far/b --pause-limit 0");
+        assert_eq!(code, 110, "{err}");
+        assert!(err.contains("rbd/a is as it was") && err.contains("--pause-limit"), "{err}");
+        assert_eq!(home.ok("ls rbd"), "a\n");
+        assert_eq!((home.ok("ls far").as_str(), home.ok("trash ls --all rbd").as_str()), ("", ""));
+        let flushes = subject.ledger.acknowledged().1;
+        wait_for_flushes(std::slice::from_ref(&subject), flushes + 2);
+    }
+    step(&home, "migration prepare a far/b");
+    load.end();
+    check(&home.path("home/nbd.sock"), &subject, &subject.ledger.durable()).unwrap();
+    assert_eq!(node.stop(), 0, "{}", home.log());
+}
+
+#[test]
+fn exports_added_before_and_after_a_copy_began_write_as_fast_as_beside_none() {
+    let home = Home::new();
+    pools(&home);
+    fs::write(home.path("disk"), crate::harness::noise(7, 16 << 20)).unwrap();
+    home.ok("import disk a --object-size 64K --no-progress");
+    let node = home.serve();
+    home.ok("migration prepare a far/a --object-size 64K");
+    let mut copying = home.command(Name::Ferry);
+    let copying = copying.args(["migration", "execute", "far/a", "--limit", "4M", "--no-progress"]);
+    let mut copying = copying.spawn().unwrap();
+    crate::device::until("the copy", || home.ok("status far/a").contains("executing ("));
+    // Two exports of one image, added while it is copied: three who write it.
+    home.ok("export add far/a --name one");
+    home.ok("export add far/a --name two");
+    let mut clients: Vec<_> = ["one", "two"]
+        .map(|name| crate::durability::client::Client::connect(&home.path("home/nbd.sock"), name).unwrap())
+        .into_iter()
+        .collect();
+    let began = Instant::now();
+    let mut wanted = fs::read(home.path("disk")).unwrap();
+    for n in 0..2000_u64 {
+        let offset = n * 7919 % 4096 * 4096;
+        let data = vec![u8::try_from(n % 251).unwrap(); 4096];
+        let at = usize::try_from(offset).unwrap();
+        wanted[at..at + 4096].copy_from_slice(&data);
+        let client = &mut clients[usize::try_from(n % 2).unwrap()];
+        let request = crate::durability::client::Request::Write { offset, data, is_durable: false };
+        client.send(n, &request).unwrap();
+        assert_eq!(client.receive().unwrap().error, 0);
+    }
+    let took = began.elapsed();
+    println!("2000 writes beside a copy, by two clients in turn: {took:?}");
+    // If they took the lock from each other, each would take milliseconds.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(copying.wait().unwrap().success());
+    home.ok("migration commit far/a --no-progress");
+    drop(clients);
+    home.ok("export far/a out --no-progress");
+    assert!(fs::read(home.path("out")).unwrap() == wanted);
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    home.check();
+}
+
+#[test]
+fn a_wrong_byte_in_the_copy_of_an_image_in_use_is_found() {
+    let home = Home::empty();
+    home.ok("pool create rbd");
+    pools(&home);
+    fs::write(home.path("disk"), crate::harness::noise(4, 3_000_000)).unwrap();
+    home.ok("import disk a --no-progress");
+    let node = home.try_serve(&["env", "FERRY_FAULT=flip-copied-byte"], &[]).unwrap();
+    home.ok("export add a --name vm");
+    home.ok("migration prepare a far/a");
+    home.ok("migration execute far/a --no-progress");
+    for line in ["migration verify far/a", "migration commit far/a"] {
+        let (code, err) = home.fails(line);
+        assert_eq!(code, 117, "{line}: {err}");
+    }
+    home.ok("migration abort far/a --no-progress");
+    home.ok("export a out --no-progress");
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+    assert_eq!(node.stop(), 0, "{}", home.log());
+}
+
+/// Where the image goes next, layouts up and down, striped and not.
+const ROUTE: [(&str, &str); 6] = [
+    ("far/a", "--object-size 64K"),
+    ("fast/b", "--object-size 1M --stripe-unit 64K --stripe-count 4"),
+    ("fast/b", "--object-size 4M"),
+    ("rbd/c", "--object-size 128K"),
+    ("far/d", "--object-size 8M"),
+    ("rbd/a", "--object-size 4M"),
+];
+
+#[test]
+fn migrations_back_to_back_under_clients_cost_no_byte_and_no_connection() {
+    let migrations = usize::try_from(setting("FERRY_MIGRATIONS", 12)).unwrap();
+    let seed = seed();
+    println!("FERRY_SEED={seed} FERRY_MIGRATIONS={migrations}");
+    let has_devices = !skipped("the mounted file system of migrations_back_to_back");
+    let world = World::new("64M");
+    let home = &world.home;
+    home.ok("rm a --no-progress");
+    let (node, subject) = with_export(home);
+    home.ok("create f --size 64M");
+    let subjects = std::slice::from_ref(&subject);
+    let load = Load::start(&home.path("home/nbd.sock"), subjects, seed);
+    let mut device = String::new();
+    if has_devices {
+        device = home.ok("device map f").trim().to_owned();
+        run("mkfs.ext4", &["-q", "-F", &device]);
+        world.mount(&device);
+    }
+    let mut fio = has_devices.then(|| verified_writes(&world, 20));
+    let (mut at, mut file_at) = ("rbd/a".to_owned(), "rbd/f".to_owned());
+    let mut pauses = Vec::new();
+    let began = Instant::now();
+    for n in 0..migrations {
+        wait_for_flushes(subjects, subject.ledger.acknowledged().1 + 1);
+        let (to, layout) = ROUTE[n % ROUTE.len()];
+        if n % 5 == 3 {
+            pauses.extend(step(home, &format!("migration prepare {at} {to} {layout}")));
+            step(home, &format!("migration execute {to} --no-progress"));
+            pauses.extend(step(home, &format!("migration abort {to} --no-progress")));
+        }
+        if n % 3 == 1 {
+            home.ok(&format!("snap create {at}@s{n} --no-progress"));
+        }
+        pauses.extend(moved(home, &at, to, layout));
+        to.clone_into(&mut at);
+        if has_devices {
+            let to = if file_at.starts_with("far") { "fast/f" } else { "far/f" };
+            pauses.extend(moved(home, &file_at, to, ""));
+            to.clone_into(&mut file_at);
+            if fio.as_mut().is_some_and(|fio| fio.try_wait().unwrap().is_some()) {
+                ended_well(fio.take().unwrap());
+                fio = Some(verified_writes(&world, 20));
+            }
+        }
+    }
+    let took = began.elapsed();
+    // No connection was made anew: a request that fails, or a server that goes, ends the load with an error.
+    load.end();
+    if let Some(fio) = fio {
+        ended_well(fio);
+    }
+    check(&home.path("home/nbd.sock"), &subject, &subject.ledger.durable()).unwrap();
+    if has_devices {
+        world.unmount();
+        run("fsck.ext4", &["-f", "-n", &device]);
+        home.ok(&format!("device unmap {device}"));
+    }
+    let (writes, flushes) = subject.ledger.acknowledged();
+    let count = pauses.len();
+    let (p99, longest) = worst(&mut pauses);
+    println!(
+        "{migrations} migrations of an export and of a mounted file system each in {took:?}, {writes} writes and {flushes} \
+         flushes; {count} pauses: median {} ms, p99 {p99} ms, longest {longest} ms",
+        pauses[count / 2]
+    );
+    for pool in ["rbd", "fast", "far"] {
+        assert_eq!(home.ok(&format!("trash ls --all {pool}")), "", "{pool}");
+    }
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    home.check();
+    home.ok("check far");
+}
