@@ -12,8 +12,9 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +28,14 @@ use crate::encoding::{LOCK_NAME, LOCK_TAG, Message, NotifyClient, decode_respons
 
 /// How long others have to answer a message: librbd's `rbd_notify_timeout` plus half.
 pub(crate) const NOTIFY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often the lock is tried for before giving up; each round waits for an owner to let go.
-const ACQUIRE_ROUNDS_MAX: usize = 64;
+/// How often the lock is tried for before giving up; each round waits for an owner to let go, who may be faster to take it again.
+const ACQUIRE_ROUNDS_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+struct Heard {
+    changes: u64,
+    waiting: Vec<Waker>,
+}
 
 /// A watch on an image's header and the lock that goes with it.
 #[derive(Debug)]
@@ -39,6 +46,8 @@ pub struct Session {
     /// Whoever waits for messages holds it; of several, one answers for all.
     watch: Mutex<WatchReceiver>,
     owner: AtomicBool,
+    /// How often the lock was said to change hands, and who waits for the next time, whoever takes the message.
+    heard: std::sync::Mutex<Heard>,
     /// Whether the lock was promised to somebody while a message was sent, and is still held.
     promised: AtomicBool,
 }
@@ -57,6 +66,7 @@ impl Session {
             watch: Mutex::new(watch),
             owner: AtomicBool::new(false),
             promised: AtomicBool::new(false),
+            heard: std::sync::Mutex::default(),
         })
     }
 
@@ -86,7 +96,40 @@ impl Session {
         let watch = self.watch.lock().await;
         // The receiver's own future borrows it, which would tie all callers to one thread; made anew for each poll it does
         // not, and loses nothing.
-        poll_fn(move |cx| pin!(watch.next()).poll(cx)).await
+        let event = poll_fn(move |cx| pin!(watch.next()).poll(cx)).await;
+        let tells_of_lock = match &event {
+            WatchEvent::Lost => true,
+            WatchEvent::Notify(notification) => matches!(
+                Message::decode(&notification.payload),
+                Ok(Message::AcquiredLock(_) | Message::ReleasedLock(_))
+            ),
+        };
+        if tells_of_lock {
+            let waiting = {
+                let mut heard = self.heard();
+                heard.changes += 1;
+                std::mem::take(&mut heard.waiting)
+            };
+            waiting.into_iter().for_each(Waker::wake);
+        }
+        event
+    }
+
+    /// Waits until the lock was said to change hands more than `seen` times, whoever took the message.
+    async fn heard_beyond(&self, seen: u64) {
+        poll_fn(|cx| {
+            let mut heard = self.heard();
+            if heard.changes > seen {
+                return Poll::Ready(());
+            }
+            heard.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cookie(&self) -> String {
@@ -162,6 +205,7 @@ impl Session {
 
     /// Asks the owner for the lock and waits until it lets go.
     async fn request_lock(&self, locker: &Locker) -> Result<()> {
+        let seen = self.heard().changes;
         let reply = self.notify(&Message::RequestLock { client: self.client(), force: false }).await?;
         let mut agreed = false;
         for (_, _, payload) in &reply.answers {
@@ -189,12 +233,17 @@ impl Session {
         }
         loop {
             let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
-            if !info.lockers.iter().any(|l| l.client == locker.client && l.cookie == locker.cookie) {
+            let is_theirs =
+                info.lockers.iter().any(|l| l.client == locker.client && l.cookie == locker.cookie);
+            // They may have let go and taken it again already: then they are asked again.
+            if !is_theirs || self.heard().changes > seen {
                 return Ok(());
             }
-            match self.next_event().await {
-                WatchEvent::Notify(notification) => self.answer(notification),
-                WatchEvent::Lost => return Err(lost(&self.header)),
+            // Whoever attends the image may take the message that the lock is free.
+            match select(pin!(self.next_event()), pin!(self.heard_beyond(seen))).await {
+                Either::Left((WatchEvent::Notify(notification), _)) => self.answer(notification),
+                Either::Left((WatchEvent::Lost, _)) => return Err(lost(&self.header)),
+                Either::Right(((), _)) => {}
             }
         }
     }

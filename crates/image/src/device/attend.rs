@@ -29,15 +29,17 @@ impl ImageDevice {
         let gate = &self.inner.gate;
         loop {
             // While the gate is closed, whoever closed it waits for answers and for the lock by the same watch.
+            let closings = gate.closings();
             gate.until_open().await;
             // They may have promised the lock without giving it back.
             if session.owes_lock() && self.hand_over().await.is_err() {
                 self.inner.is_lost.store(true, Ordering::Release);
             }
-            let event = match select(pin!(gate.until_closed()), pin!(session.next_event())).await {
-                Either::Left(((), _)) => continue,
-                Either::Right((event, _)) => event,
-            };
+            let event =
+                match select(pin!(gate.until_closed_beyond(closings)), pin!(session.next_event())).await {
+                    Either::Left(((), _)) => continue,
+                    Either::Right((event, _)) => event,
+                };
             match event {
                 WatchEvent::Notify(notification) => {
                     // Whoever closed the gate meanwhile may wait for this very answer. Nobody is inside any more, and the header is

@@ -14,6 +14,8 @@ pub(super) struct Gate(Mutex<State>);
 struct State {
     inside: usize,
     is_closed: bool,
+    /// How often it was closed.
+    closings: u64,
     waiting: Vec<Waker>,
 }
 
@@ -88,6 +90,7 @@ impl Gate {
                 return Poll::Pending;
             }
             state.is_closed = true;
+            state.closings += 1;
             Poll::Ready(())
         })
         .await;
@@ -114,12 +117,17 @@ impl Gate {
         self.until(|state| !state.is_closed).await;
     }
 
-    /// Waits until somebody closes the gate.
+    /// How often the gate was closed.
+    pub(super) fn closings(&self) -> u64 {
+        self.state().closings
+    }
+
+    /// Waits until somebody closes the gate, or has closed it since it was closed `seen` times.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
-    pub(super) async fn until_closed(&self) {
-        self.until(|state| state.is_closed).await;
+    pub(super) async fn until_closed_beyond(&self, seen: u64) {
+        self.until(|state| state.closings > seen).await;
     }
 
     /// Waits until the gate is open, or closed with nobody inside; whether it is open.

@@ -56,7 +56,7 @@ fn both_the_copy_and_a_writer_in_another_process_get_on() {
     std::thread::scope(|scope| {
         scope.spawn(|| block_on(attend_here));
         scope.spawn(|| block_on(attend_there));
-        scope.spawn(|| {
+        let writer = scope.spawn(|| {
             for n in 0.. {
                 if is_over.load(Ordering::Acquire) {
                     break;
@@ -67,6 +67,10 @@ fn both_the_copy_and_a_writer_in_another_process_get_on() {
             }
         });
         let (mut moving, device) = (ends.clone(), here.clone());
+        // The writer has the lock when the copy begins.
+        while writes.load(Ordering::Acquire) < 10 {
+            std::thread::yield_now();
+        }
         scope.spawn(move || {
             let done = block_on(execute(&mut moving, &device, &Control::default(), &mut silent));
             executed.send(done).unwrap();
@@ -86,6 +90,8 @@ fn both_the_copy_and_a_writer_in_another_process_get_on() {
         );
         assert!(writes.load(Ordering::Acquire) > 0, "the writer starves");
         assert!(hand_overs <= OBJECTS / 4, "the lock goes to and fro for every object: {hand_overs}");
+        // Both answer until the last write has its lock.
+        writer.join().unwrap();
         stop_here.abort();
         stop_there.abort();
     });
