@@ -21,8 +21,8 @@ pub use command::{
 pub use events::{Event, Events, Hears, Outcome, Progress, Streams};
 pub use failure::{Done, Failure};
 pub use response::{
-    BenchResult, BenchRow, CheckReport, ChildImage, DeviceLine, DiffExtent, ExportClient, ExportLine,
-    ImageInfo, ImageStatus, JobLine, JobState, ListedImage, ListedSnap, LockHolder, LockList, Migration,
-    MigrationEnd, MigrationSource, ParentInfo, PoolListing, PoolState, PoolStatistics, Response, Setting,
-    SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
+    BenchResult, BenchRow, CheckReport, ChildImage, CopyProgress, DeviceLine, DiffExtent, ExportClient,
+    ExportLine, ImageInfo, ImageStatus, JobLine, JobState, ListedImage, ListedSnap, LockHolder, LockList,
+    Migration, MigrationEnd, MigrationSource, ParentInfo, PoolListing, PoolState, PoolStatistics, Response,
+    Setting, SettingsOwner, SnapNamespace, Striping, TrashEntry, Usage, UsageRow, WatcherLine,
 };

@@ -11,6 +11,7 @@
 //! - A job is in its file before it runs, and the file is gone before its end is told: one that is in a file has not ended.
 //! - Of commands that are the same there is one job: asking again attaches to it.
 
+mod pace;
 mod record;
 
 use std::collections::BTreeMap;
@@ -18,15 +19,18 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::Instant;
 
 use ferry_core::{Errno, Error, Result};
 
 use crate::api::{
-    Command, Done, Event, Events, Failure, Hears, JobLine, JobState, Outcome, Request, Response, Streams,
+    Command, Done, Event, Events, Failure, Hears, JobLine, JobState, MigrationCommand, Outcome, Request,
+    Response, Streams,
 };
 use crate::cancel::{Cancel, interrupted};
 use crate::config::Home;
 use crate::host::Host;
+use pace::Pace;
 use record::Record;
 
 /// Ended jobs that are still listed.
@@ -60,6 +64,7 @@ struct Job {
 #[derive(Debug, Default)]
 struct State {
     step: Option<(String, u64, u64)>,
+    pace: Pace,
     end: Option<Done<Response>>,
     listeners: Vec<Sender<Heard>>,
 }
@@ -302,7 +307,14 @@ impl Job {
         let percent = state.step.as_ref().map(|(_, done, total)| {
             u8::try_from(u128::from(*done) * 100 / u128::from((*total).max(1))).unwrap_or(100).min(100)
         });
+        // The one command whose progress counts bytes.
+        let copies =
+            matches!(self.record.request.command, Command::Migration(MigrationCommand::Execute { .. }));
+        let step = state.step.as_ref().filter(|_| copies);
+        let copy = step.map(|(_, done, total)| state.pace.progress(Instant::now(), *done, *total));
         JobLine {
+            is_paused: state.end.is_none() && self.cancel.limits().is_paused(),
+            copy,
             id: self.record.id,
             command: self.record.words(),
             state: standing,
@@ -327,6 +339,7 @@ impl Hears for Listener {
                     Some(_) | None => true,
                 };
                 state.step = Some((title.clone(), *done, *total));
+                state.pace.at(Instant::now(), *done);
                 if !moved {
                     return;
                 }

@@ -166,10 +166,27 @@ pub struct JobLine {
     pub command: String,
     /// Where it stands.
     pub state: JobState,
+    /// Whether it begins nothing more until it is resumed.
+    pub is_paused: bool,
     /// How far its step is.
     pub percent: Option<u8>,
+    /// How far a copy is.
+    pub copy: Option<CopyProgress>,
     /// When it began. Seconds since 1970.
     pub started: u64,
+}
+
+/// How far a copy is. Bytes are those of objects that may hold something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes there are.
+    pub total_bytes: u64,
+    /// Bytes in a second, over the last seconds.
+    pub bytes_per_second: u64,
+    /// Seconds left at that rate; `None` while nothing moves.
+    pub seconds_left: Option<u64>,
 }
 
 /// Where a job stands.

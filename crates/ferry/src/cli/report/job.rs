@@ -1,6 +1,7 @@
 //! Jobs: job ls.
 
-use ferry_node::api::{JobLine, JobState};
+use ferry_core::size::format_size;
+use ferry_node::api::{CopyProgress, JobLine, JobState};
 
 use super::super::output::{Align, Node, Table, local};
 
@@ -18,9 +19,26 @@ fn word(state: &JobState) -> &'static str {
 fn standing(job: &JobLine) -> String {
     match (&job.state, job.percent) {
         (JobState::Failed(why), _) => format!("failed: {why}"),
-        (JobState::Running, Some(percent)) => format!("running {percent}%"),
+        (JobState::Running, Some(percent)) => {
+            let word = if job.is_paused { "paused" } else { "running" };
+            let copy = job.copy.as_ref().map(copied).unwrap_or_default();
+            format!("{word} {percent}%{copy}")
+        }
+        (JobState::Running, None) if job.is_paused => "paused".to_owned(),
         (state, _) => word(state).to_owned(),
     }
+}
+
+/// `, 115 MiB of 256 MiB, 48 MiB/s, 3 s left`.
+fn copied(copy: &CopyProgress) -> String {
+    let CopyProgress { done_bytes, total_bytes, bytes_per_second, seconds_left } = copy;
+    let left = seconds_left.map_or_else(String::new, |s| format!(", {s} s left"));
+    format!(
+        ", {} of {}, {}/s{left}",
+        format_size(*done_bytes),
+        format_size(*total_bytes),
+        format_size(*bytes_per_second)
+    )
 }
 
 /// `job ls`.
@@ -50,6 +68,15 @@ pub(crate) fn jobs_tree(jobs: &[JobLine]) -> Node {
             Node::number("started", job.started),
         ];
         fields.extend(job.percent.map(|percent| Node::number("percent", percent)));
+        if job.state == JobState::Running {
+            fields.push(Node::bool("paused", job.is_paused));
+        }
+        if let Some(copy) = &job.copy {
+            fields.push(Node::number("done_bytes", copy.done_bytes));
+            fields.push(Node::number("total_bytes", copy.total_bytes));
+            fields.push(Node::number("bytes_per_second", copy.bytes_per_second));
+            fields.extend(copy.seconds_left.map(|seconds| Node::number("seconds_left", seconds)));
+        }
         if let JobState::Failed(why) = &job.state {
             fields.push(Node::text("error", why));
         }
