@@ -173,6 +173,13 @@ pub(crate) struct Offering {
     way: Way,
 }
 
+impl Offering {
+    /// Whether it refuses writes.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+}
+
 /// Takes the image away from all that offer it, to be given another with [`Taken::go_on`]. Their clients wait from now on.
 ///
 /// # Errors

@@ -3,13 +3,15 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::device::{World, run, skipped};
+use crate::device::{World, run, skipped, until};
+use crate::durability::client::{Client, Request};
 use crate::durability::ledger::{Content, Ledger};
 use crate::durability::load::{Load, Subject, check, wait_for_flushes};
 use crate::durability::{seed, setting};
-use crate::harness::{Home, Name, Node};
+use crate::harness::{Home, Name, Node, noise};
 
 /// Blocks of an image under load: 16 MiB.
 const BLOCKS: usize = 4096;
@@ -152,19 +154,19 @@ fn prepare_gives_way_where_clients_would_wait_too_long() {
 fn exports_added_before_and_after_a_copy_began_write_as_fast_as_beside_none() {
     let home = Home::new();
     pools(&home);
-    fs::write(home.path("disk"), crate::harness::noise(7, 16 << 20)).unwrap();
+    fs::write(home.path("disk"), noise(7, 16 << 20)).unwrap();
     home.ok("import disk a --object-size 64K --no-progress");
     let node = home.serve();
     home.ok("migration prepare a far/a --object-size 64K");
     let mut copying = home.command(Name::Ferry);
     let copying = copying.args(["migration", "execute", "far/a", "--limit", "4M", "--no-progress"]);
     let mut copying = copying.spawn().unwrap();
-    crate::device::until("the copy", || home.ok("status far/a").contains("executing ("));
+    until("the copy", || home.ok("status far/a").contains("executing ("));
     // Two exports of one image, added while it is copied: three who write it.
     home.ok("export add far/a --name one");
     home.ok("export add far/a --name two");
     let mut clients: Vec<_> = ["one", "two"]
-        .map(|name| crate::durability::client::Client::connect(&home.path("home/nbd.sock"), name).unwrap())
+        .map(|name| Client::connect(&home.path("home/nbd.sock"), name).unwrap())
         .into_iter()
         .collect();
     let began = Instant::now();
@@ -175,7 +177,7 @@ fn exports_added_before_and_after_a_copy_began_write_as_fast_as_beside_none() {
         let at = usize::try_from(offset).unwrap();
         wanted[at..at + 4096].copy_from_slice(&data);
         let client = &mut clients[usize::try_from(n % 2).unwrap()];
-        let request = crate::durability::client::Request::Write { offset, data, is_durable: false };
+        let request = Request::Write { offset, data, is_durable: false };
         client.send(n, &request).unwrap();
         assert_eq!(client.receive().unwrap().error, 0);
     }
@@ -197,7 +199,7 @@ fn a_wrong_byte_in_the_copy_of_an_image_in_use_is_found() {
     let home = Home::empty();
     home.ok("pool create rbd");
     pools(&home);
-    fs::write(home.path("disk"), crate::harness::noise(4, 3_000_000)).unwrap();
+    fs::write(home.path("disk"), noise(4, 3_000_000)).unwrap();
     home.ok("import disk a --no-progress");
     let node = home.try_serve(&["env", "FERRY_FAULT=flip-copied-byte"], &[]).unwrap();
     home.ok("export add a --name vm");
@@ -295,4 +297,121 @@ fn migrations_back_to_back_under_clients_cost_no_byte_and_no_connection() {
     assert_eq!(node.stop(), 0, "{}", home.log());
     home.check();
     home.ok("check far");
+}
+
+#[test]
+fn e02_readers_follow_the_image_as_writers_do() {
+    let home = Home::new();
+    let (node, _) = with_export(&home);
+    home.ok("export add a --name reader --read-only");
+    let socket = home.path("home/nbd.sock");
+    let (mut writer, mut reader) =
+        (Client::connect(&socket, "vm").unwrap(), Client::connect(&socket, "reader").unwrap());
+    let mut wanted = vec![0; BLOCKS * 4096];
+    let mut seen = |what: &str, at: usize| {
+        let data = vec![u8::try_from(at % 250 + 1).unwrap(); 4096];
+        wanted[at * 4096..(at + 1) * 4096].copy_from_slice(&data);
+        let offset = u64::try_from(at * 4096).unwrap();
+        writer.send(1, &Request::Write { offset, data, is_durable: false }).unwrap();
+        assert_eq!(writer.receive().unwrap().error, 0);
+        assert!(reader.read(0, wanted.len()).unwrap() == wanted, "{what}");
+    };
+    seen("before", 3);
+    step(&home, "migration prepare a far/b --object-size 64K");
+    seen("prepared", 700);
+    step(&home, "migration execute far/b --no-progress");
+    seen("executed", 1500);
+    step(&home, "migration commit far/b --no-progress");
+    seen("committed", 2500);
+    step(&home, "migration prepare far/b a");
+    seen("prepared again", 3500);
+    step(&home, "migration abort far/b --no-progress");
+    seen("aborted", 4000);
+    assert_eq!(node.stop(), 0, "{}", home.log());
+}
+
+/// The first job that runs.
+fn job(home: &Home) -> serde_json::Value {
+    let jobs: serde_json::Value = serde_json::from_str(&home.ok("job ls --format json")).unwrap();
+    jobs.as_array().unwrap().iter().find(|j| j["state"] == "running").cloned().unwrap_or_default()
+}
+
+/// Begins to copy an image of 16 MiB to another store, slowly, and waits for a part of it.
+fn copying(home: &Home, image: &str, limit: &str) -> (Child, u64) {
+    fs::write(home.path("disk"), noise(11, 16 << 20)).unwrap();
+    home.ok(&format!("import disk {image} --object-size 64K --no-progress"));
+    home.ok(&format!("migration prepare {image} far/{image} --object-size 64K"));
+    let mut execute = home.command(Name::Ferry);
+    let execute =
+        execute.args(["migration", "execute", &format!("far/{image}"), "--limit", limit, "--no-progress"]);
+    let child = execute.stderr(Stdio::null()).spawn().unwrap();
+    until("a part of the copy", || job(home)["done_bytes"].as_u64().is_some_and(|d| d >= 2 << 20));
+    (child, job(home)["id"].as_u64().unwrap())
+}
+
+/// Bytes that the last execute of the node copied itself.
+fn copied(home: &Home) -> u64 {
+    let log = home.log();
+    let line = log.lines().rfind(|l| l.contains("migration executed")).unwrap_or_else(|| panic!("{log}"));
+    let (_, number) = line.split_once("copied_bytes").unwrap();
+    let digits: String =
+        number.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn e17_a_copy_tells_how_far_it_is_and_can_be_paused_limited_and_cancelled() {
+    let home = Home::new();
+    pools(&home);
+    let node = home.serve();
+    let (mut child, id) = copying(&home, "a", "2M");
+    let running = job(&home);
+    let number = |field: &str| running[field].as_u64().unwrap_or_else(|| panic!("{field}: {running}"));
+    assert_eq!(number("total_bytes"), 16 << 20);
+    assert!((1 << 19..4 << 20).contains(&number("bytes_per_second")), "{running}");
+    assert!((1..40).contains(&number("seconds_left")), "{running}");
+    let shown = home.ok("job ls");
+    assert!(shown.contains(" of 16 MiB, ") && shown.contains(" s left"), "{shown}");
+    assert!(home.ok("status far/a").contains("% complete)"), "{}", home.ok("status far/a"));
+    home.ok(&format!("job pause {id}"));
+    thread::sleep(Duration::from_millis(300));
+    let paused = job(&home);
+    assert_eq!(paused["paused"], true);
+    // Whoever reads the header again does not wait for a paused copy.
+    home.ok("snap create far/a@meanwhile --no-progress");
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(job(&home)["done_bytes"], paused["done_bytes"]);
+    assert!(home.ok("job ls").contains("paused "));
+    home.ok(&format!("job limit {id} --rate 0 --in-flight 2"));
+    home.ok(&format!("job resume {id}"));
+    assert!(child.wait().unwrap().success());
+    assert!(home.ok("status far/a").contains("state: executed"));
+    // One that was cancelled goes on where it was.
+    let (mut child, id) = copying(&home, "b", "2M");
+    home.ok(&format!("job cancel {id}"));
+    assert!(!child.wait().unwrap().success());
+    assert!(home.ok("job ls").contains("cancelled"));
+    home.ok("migration execute far/b --no-progress");
+    assert!((8 << 20..=14 << 20).contains(&copied(&home)), "{} copied after {}", copied(&home), 2 << 20);
+    for image in ["a", "b"] {
+        home.ok(&format!("migration commit far/{image} --no-progress"));
+    }
+    assert_eq!(node.stop(), 0, "{}", home.log());
+}
+
+#[test]
+fn a_copy_that_was_killed_goes_on_where_it_was() {
+    let home = Home::new();
+    pools(&home);
+    let node = home.serve();
+    let (mut child, id) = copying(&home, "a", "8M");
+    until("half of the copy", || job(&home)["done_bytes"].as_u64().is_some_and(|d| d >= 8 << 20));
+    node.kill();
+    child.wait().unwrap();
+    let node = home.serve();
+    home.ok(&format!("job attach {id} --no-progress"));
+    assert!(home.ok("status far/a").contains("state: executed"));
+    assert!((1 << 20..=8 << 20).contains(&copied(&home)), "{}", copied(&home));
+    home.ok("migration commit far/a --no-progress");
+    assert_eq!(node.stop(), 0, "{}", home.log());
 }

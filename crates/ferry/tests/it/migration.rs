@@ -370,3 +370,89 @@ fn a_wrong_byte_in_the_copy_is_found_by_verify_and_commit() {
     home.ok("migration execute far/a");
     home.ok("migration commit far/a");
 }
+
+#[test]
+fn e22_what_keeps_a_migrating_image_from_going_is_said() {
+    let home = with_image();
+    home.ok("migration prepare a fast/b");
+    let (code, err) = home.fails("rm fast/b --no-progress");
+    assert_eq!(code, 16, "{err}");
+    assert!(
+        err.contains("image is migrating") && err.contains("`ferry migration abort fast/b` goes back"),
+        "{err}"
+    );
+    assert!(!err.contains("watchers"), "{err}");
+    // As `rbd`, its lines.
+    let (code, err) = home.rbd_fails("rm fast/b");
+    assert_eq!((code, err.lines().next()), (16, Some("rbd: error: image still has watchers")));
+}
+
+#[test]
+fn e26_options_that_crash_rbd_are_refused() {
+    let home = with_image();
+    for options in [
+        "--journal-pool rbd",
+        "--journal-splay-width 4",
+        "--journal-object-size 4M",
+        "--order 99",
+        "--stripe-unit 0",
+    ] {
+        let (code, err) = home.fails(&format!("migration prepare a fast/b {options}"));
+        assert!((1..100).contains(&code), "{options}: {code} {err}");
+        assert_eq!(home.ok("ls rbd"), "a\n", "{options}");
+    }
+    assert_whole(&home, "a");
+}
+
+#[test]
+fn e29_another_migration_of_the_image_is_refused_until_the_first_is_over() {
+    let home = with_image();
+    home.ok("migration prepare a fast/b");
+    let (code, err) = home.fails("migration prepare fast/b rbd/c");
+    assert_eq!(code, 16, "{err}");
+    assert!(err.contains("image is migrating") && err.contains("`ferry migration commit fast/b`"), "{err}");
+    home.ok("migration execute fast/b");
+    home.ok("migration commit fast/b");
+    home.ok("migration prepare fast/b rbd/c");
+    assert_whole(&home, "rbd/c");
+}
+
+#[test]
+fn an_image_of_a_namespace_moves_with_its_data_pools() {
+    let home = with_image();
+    for line in [
+        "pool create data",
+        "pool create fardata --path elsewhere",
+        "namespace create rbd/one",
+        "namespace create far/two",
+        "deep cp a rbd/one/a --data-pool data --no-progress",
+    ] {
+        home.ok(line);
+    }
+    home.ok("image-meta set rbd/one/a owner someone");
+    home.ok("snap protect rbd/one/a@s1");
+    for (from, to, options) in [
+        ("rbd/one/a", "far/two/b", "--data-pool fardata --object-size 128K"),
+        ("far/two/b", "rbd/one/c", "--data-pool data --object-size 1M --stripe-unit 64K --stripe-count 3"),
+        ("rbd/one/c", "fast/d", ""),
+        ("fast/d", "rbd/one/a", "--data-pool data"),
+    ] {
+        home.ok(&format!("migration prepare {from} {to} {options}"));
+        assert_whole(&home, to);
+        home.ok(&format!("migration execute {to}"));
+        if to == "rbd/one/c" {
+            home.ok(&format!("migration abort {to}"));
+            assert_whole(&home, from);
+            home.ok(&format!("migration prepare {from} {to} {options}"));
+            home.ok(&format!("migration execute {to}"));
+        }
+        home.ok(&format!("migration commit {to}"));
+        assert_whole(&home, to);
+        let pool = options.split(' ').nth(1).filter(|_| options.contains("data-pool"));
+        let info = home.ok(&format!("info {to}"));
+        assert_eq!(info.contains("data_pool: "), pool.is_some(), "{info}");
+        assert!(pool.is_none_or(|pool| info.contains(&format!("data_pool: {pool}"))), "{info}");
+    }
+    home.check();
+    home.ok("check far");
+}

@@ -197,7 +197,13 @@ impl Run<'_> {
         let removed = remove::remove(&pool, &spec.image, used, &mut |d, t| step.at(d, t)).await;
         if let Err(e) = removed {
             let failure = Failure::of(&e, format!("cannot remove image {spec}"), "rbd: delete error");
-            let failure = in_use(failure, e.errno(), &spec.to_string());
+            let failure = if super::migration::is_migrating(&e) {
+                let as_rbd = in_use(failure.clone(), e.errno(), "").rbd;
+                let failure = Failure { rbd: as_rbd, ..failure }.advise("nothing was removed");
+                super::migration::until_over(failure, spec)
+            } else {
+                in_use(failure, e.errno(), &spec.to_string())
+            };
             if e.errno() == Errno::ENOTEMPTY && only_removed_snapshots(&pool, &spec.image).await {
                 return Err(failure.lines([
                     "rbd: image has snapshots with linked clones - these must be deleted or flattened before the \

@@ -211,11 +211,13 @@ impl Run<'_> {
                 self.events.note(&line);
             }
         }
+        let target = spec_of(&ends.target);
         let step = Progress::start(self.events, "Commit image migration");
         let spec = moved.spec().to_owned();
         let committed = moved.commit(options, &mut |d, t| step.at(d, t)).await;
         let receipt = committed.map_err(|e| commit_failed(&e, &what, rbd, image))?;
         step.done();
+        self.reopen_readers(&target).await;
         let path = receipt::keep(self.home, &receipt).map_err(failed(
             "the migration is committed, but its receipt cannot be kept",
             "rbd: receipt error",
@@ -249,6 +251,18 @@ impl Run<'_> {
         step.done();
         Ok(())
     }
+}
+
+/// Whether something cannot be done because the image is an end of a migration.
+pub(super) fn is_migrating(error: &Error) -> bool {
+    error.clause() == "image is migrating"
+}
+
+/// Says how the migration that is in the way comes to its end.
+pub(super) fn until_over(failure: Failure, image: &ImageSpec) -> Failure {
+    failure.advise(format!("`ferry status {image}` shows how far its migration is")).advise(format!(
+        "`ferry migration execute {image}` and `ferry migration commit {image}` end it, `ferry migration abort {image}` goes back"
+    ))
 }
 
 /// How long clients may wait.
@@ -305,6 +319,9 @@ fn prepare_failed(error: &Error, what: String, source: &ImageSpec, target: &Imag
     let failure = Failure::of(error, what, "rbd: preparing migration failed")
         .after(format!("librbd: {}", error.clause()));
     let untouched = failure.advise(format!("{source} is as it was"));
+    if is_migrating(error) {
+        return until_over(untouched, source);
+    }
     match error.kind() {
         ErrorKind::Busy if error.fact("cookie").is_some() => untouched
             .advise(format!("`ferry lock ls {source}` shows the lock, `ferry lock rm` takes it away")),

@@ -13,7 +13,7 @@ use crate::api::{Done, Failure};
 use crate::cancel::Cancel;
 use crate::config::ExportRecord;
 use crate::exporter::Exporter;
-use crate::offered::{Taken, Way, take};
+use crate::offered::{Offering, Taken, Way, take};
 use crate::spec::{ImageSpec, SnapSpec};
 
 /// How long clients may wait where nobody says: well below the 30 seconds after which the kernel's NBD client gives up.
@@ -81,6 +81,22 @@ impl Run<'_> {
         let value = changed?;
         self.catch_up(from, to).await;
         Ok(Switched { value, lost })
+    }
+
+    /// Opens an image again for those that offer it to be read only: they watch nothing, and do not hear that it reads through to
+    /// a source no more. Those that cannot be go on with what they have.
+    pub(super) async fn reopen_readers(&self, image: &ImageSpec) {
+        let readers = self.host.offerings(image).into_iter().filter(Offering::is_read_only).collect();
+        let taken = match take(readers, PAUSE_MAX).await {
+            Ok(taken) => taken,
+            Err(e) => return tracing::error!(%image, error = %e.chain(), "readers keep the image as it was"),
+        };
+        for reader in taken {
+            let way = reader.way().clone();
+            if let Err(failure) = self.go_on(reader, image).await {
+                tracing::error!(%way, what = failure.what, cause = failure.cause, "clients are cut off");
+            }
+        }
     }
 
     /// Lets the clients of an offered image go on with `image`, and keeps it so for the next node.

@@ -68,7 +68,9 @@ impl Client {
         let size = u64::from_be_bytes(take(&mut stream)?);
         let flags = u16::from_be_bytes(take(&mut stream)?);
         // Has flags, flush, FUA, write zeroes; several connections see each other's flushes.
-        let needed = 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8;
+        let for_writers = 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8;
+        let is_read_only = flags & 1 << 1 != 0;
+        let needed = 1 | if is_read_only { 0 } else { for_writers };
         if flags & needed != needed {
             return Err(broken(format!("the server does not offer what is needed: {flags:#x}")));
         }
