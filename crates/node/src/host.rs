@@ -31,8 +31,8 @@ use crate::exporter::Exporter;
 use crate::jobs::Jobs;
 use crate::offered::Offering;
 use crate::shared::SharedDevices;
-use crate::spec::ImageSpec;
 use crate::sources::Sources;
+use crate::spec::ImageSpec;
 use steward::Steward;
 
 /// Threads for what is served. More than there are cores: a device keeps its caller waiting while it reads from a disk.

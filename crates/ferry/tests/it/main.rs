@@ -13,7 +13,6 @@ mod guest;
 mod harness;
 mod images;
 mod import_only;
-mod kills;
 mod live;
 mod main_job;
 mod migration;

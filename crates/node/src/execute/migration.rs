@@ -15,7 +15,9 @@ use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
-use ferry_migrate::{AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification};
+use ferry_migrate::{
+    AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification,
+};
 
 use super::pace::Throttle;
 use super::switch::PAUSE_MAX;
@@ -144,8 +146,7 @@ impl Run<'_> {
             faults.copying();
         }
         let step = Progress::start(self.events, title);
-        let executed =
-            moved.execute(open.device(), &pace, &mut |d, t| step.at(d, t)).await;
+        let executed = moved.execute(open.device(), &pace, &mut |d, t| step.at(d, t)).await;
         let closed = open.close().await;
         let copied = executed.map_err(|e| {
             cannot(e)
@@ -211,7 +212,7 @@ impl Run<'_> {
                 self.events.note(&line);
             }
         }
-        let target = spec_of(&ends.target);
+        let target = spec_of(moved.target());
         let step = Progress::start(self.events, "Commit image migration");
         let spec = moved.spec().to_owned();
         let committed = moved.commit(options, &mut |d, t| step.at(d, t)).await;

@@ -175,7 +175,9 @@ impl Run<'_> {
                 return self.offer_as(exporter, name, record, &other.image).await;
             }
             // Opening it says what is wrong, if anything is.
-            (Ok(Finding::Plain) | Err(_), _) => return self.offer(exporter, name, record).await.map(drop),
+            (Ok(Finding::Plain | Finding::Importing(_)) | Err(_), _) => {
+                return self.offer(exporter, name, record).await.map(drop);
+            }
         };
         if ends.state() == MigrationState::Preparing {
             tracing::warn!(export = name, %image, "a prepare that was cut off is undone");

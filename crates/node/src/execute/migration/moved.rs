@@ -3,12 +3,10 @@
 use ferry_core::{ErrorKind, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
-use ferry_image::header::Opening;
-use ferry_image::image::Image;
 use ferry_image::progress::Progress;
 use ferry_migrate::{
-    CommitOptions, End, Ends, Finding, Import, Pace, Receipt, Verification, commit, commit_import, execute,
-    execute_import, verify, verify_import,
+    CommitOptions, Copied, End, Ends, Finding, Import, Pace, Receipt, Verification, commit, commit_import,
+    execute, execute_import, verify, verify_import,
 };
 
 use crate::api::{Done, Failure};
@@ -79,21 +77,15 @@ impl Moved {
         }
     }
 
-    /// Opens the target as any client does.
-    pub(super) async fn open_target(&self) -> Result<Image> {
-        let target = self.target();
-        Image::open_by_id(&target.pool, &target.id, Opening::ReadWrite).await
-    }
-
     pub(super) async fn execute(
         &mut self,
         device: &ImageDevice,
         pace: &dyn Pace,
         progress: Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Copied> {
         match self {
-            Self::Image(ends) => execute(ends, device, pace, progress).await.map(drop),
-            Self::Import(import) => execute_import(import, device, pace, progress).await.map(drop),
+            Self::Image(ends) => execute(ends, device, pace, progress).await,
+            Self::Import(import) => execute_import(import, device, pace, progress).await,
         }
     }
 
