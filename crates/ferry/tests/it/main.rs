@@ -13,6 +13,7 @@ mod guest;
 mod harness;
 mod images;
 mod import_only;
+mod kills;
 mod live;
 mod main_job;
 mod migration;
