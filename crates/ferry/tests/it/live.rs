@@ -411,7 +411,8 @@ fn a_copy_that_was_killed_goes_on_where_it_was() {
     let node = home.serve();
     home.ok(&format!("job attach {id} --no-progress"));
     assert!(home.ok("status far/a").contains("state: executed"));
-    assert!((1 << 20..=8 << 20).contains(&copied(&home)), "{}", copied(&home));
+    // What was under way, or in memory only, when the node was killed is copied again.
+    assert!((1 << 20..=12 << 20).contains(&copied(&home)), "{}", copied(&home));
     home.ok("migration commit far/a --no-progress");
     assert_eq!(node.stop(), 0, "{}", home.log());
 }

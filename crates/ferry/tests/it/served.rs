@@ -79,6 +79,24 @@ fn a_service_manager_may_listen_for_the_node() {
 }
 
 #[test]
+fn an_export_is_offered_again_whatever_became_of_its_image_without_a_node() {
+    let home = Home::new();
+    home.ok("create a --size 8M");
+    let node = home.serve();
+    home.ok("export add a --name vm");
+    let image = || home.ok("export ls");
+    assert_eq!(node.stop(), 0);
+    home.ok("migration prepare a b");
+    let node = home.serve();
+    assert!(image().contains("rbd/b"), "{}", image());
+    assert_eq!(node.stop(), 0);
+    home.ok("migration abort b");
+    let node = home.serve();
+    assert!(image().contains("rbd/a"), "{}{}", image(), home.log());
+    assert_eq!(node.stop(), 0);
+}
+
+#[test]
 fn a_home_has_one_node() {
     let home = Home::new();
     let node = home.serve();

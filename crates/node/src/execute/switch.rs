@@ -34,8 +34,9 @@ impl Run<'_> {
         change: impl AsyncFnOnce(&Cancel) -> Result<T>,
     ) -> Result<Switched<T>> {
         let offerings = self.host.offerings(from);
-        // Before anything is changed, for a node that starts after a death in the middle.
-        if !offerings.is_empty() {
+        // Before anything is changed, for a node that starts after a death in the middle; also for exports that are not offered
+        // at the moment, as no node runs or they could not be.
+        if self.home.exports()?.values().any(|record| record.image.image == *from) {
             self.home.update_exports(|exports| {
                 for record in exports.values_mut().filter(|r| r.image.image == *from) {
                     record.moving_to = Some(SnapSpec { image: to.clone(), snap: record.image.snap.clone() });
