@@ -26,6 +26,8 @@ pub struct MemoryDevice {
     pub flush_micros: AtomicU64,
     /// Microseconds that a read keeps its caller waiting, as one from a disk does.
     pub read_micros: AtomicU64,
+    /// Reads that keep their callers waiting now, and the most there were at once.
+    slow_reads: (AtomicU64, AtomicU64),
     /// Flushes so far.
     pub flushes: AtomicU64,
     /// What is held back until [`Self::let_go`].
@@ -87,6 +89,12 @@ impl MemoryDevice {
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.held.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many reads kept their callers waiting at the same time, at most.
+    #[must_use]
+    pub fn slow_reads_max(&self) -> u64 {
+        self.slow_reads.1.load(Ordering::SeqCst)
     }
 
     /// All bytes.
@@ -331,7 +339,10 @@ impl BlockDevice for MemoryDevice {
     fn read(&self, offset: u64, length: u64) -> Reply<Bytes> {
         let micros = self.read_micros.load(Ordering::SeqCst);
         if micros > 0 {
+            let now = self.slow_reads.0.fetch_add(1, Ordering::SeqCst) + 1;
+            self.slow_reads.1.fetch_max(now, Ordering::SeqCst);
             std::thread::sleep(Duration::from_micros(micros));
+            self.slow_reads.0.fetch_sub(1, Ordering::SeqCst);
         }
         self.answer(self.check(offset, length).map(|()| self.copy(offset, length)))
     }

@@ -51,6 +51,10 @@ impl Run<'_> {
             true => None,
             false => {
                 let (is_over, left) = (is_over.clone(), limit.saturating_sub(began.elapsed()));
+                if left.is_zero() {
+                    // The clock of the runtime is coarser than a quick change.
+                    is_over.ask();
+                }
                 let ring = async move {
                     tokio::time::sleep(left).await;
                     is_over.ask();

@@ -193,7 +193,9 @@ fn the_end_of_a_slow_object_is_there_at_once_while_all_of_it_is_read() {
     let begun = Instant::now();
     let end = stream.read(SIZE as u64 - 4096, 4096).wait().unwrap();
     assert!(end == content()[SIZE - 4096..]);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let took = begun.elapsed();
     assert!(all.wait().unwrap() == content());
+    // All of it takes two seconds and more, however many connections share the work.
+    assert!(took < begun.elapsed() / 2, "{took:?} of {:?}", begun.elapsed());
     assert_eq!(stream.traffic().bytes, 1 + SIZE as u64 + 4096);
 }
