@@ -186,6 +186,7 @@ api! {
     fn rados_aio_watch2(io: rados_ioctx_t, oid: *const c_char, completion: rados_completion_t, handle: *mut u64, callback: rados_watchcb2_t, error: rados_watcherrcb_t, timeout: u32, arg: *mut c_void) -> c_int;
     fn rados_aio_unwatch(io: rados_ioctx_t, cookie: u64, completion: rados_completion_t) -> c_int;
     fn rados_aio_notify(io: rados_ioctx_t, oid: *const c_char, completion: rados_completion_t, buf: *const c_char, len: c_int, timeout_ms: u64, reply: *mut *mut c_char, reply_len: *mut size_t) -> c_int;
+    fn rados_watch_flush(cluster: rados_t) -> c_int;
     fn rados_notify_ack(io: rados_ioctx_t, oid: *const c_char, notify_id: u64, cookie: u64, buf: *const c_char, len: c_int) -> c_int;
 }
 

@@ -15,6 +15,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ferry_core::{Error, Namespace, PoolId, PoolStats, Result, SnapId};
 
@@ -53,6 +54,16 @@ fn copied(start: *const c_char, length: usize) -> Vec<u8> {
 pub(crate) struct Cluster {
     api: &'static Api,
     raw: rados_t,
+    /// Whether the store is gone: what is left of the connection ends by itself.
+    has_ended: AtomicBool,
+}
+
+/// Connections of this process.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many connections this process has.
+pub(crate) fn connections() -> usize {
+    CONNECTIONS.load(Ordering::Acquire)
 }
 
 // SAFETY: librados allows calls on one cluster handle from any threads at once.
@@ -69,7 +80,8 @@ impl Cluster {
         // SAFETY: the names end in NUL, `raw` takes the handle.
         let made = unsafe { (api.rados_create2)(&raw mut raw, c"ceph".as_ptr(), user.as_ptr(), 0) };
         check(made, "preparing a connection")?;
-        let cluster = Self { api, raw };
+        CONNECTIONS.fetch_add(1, Ordering::AcqRel);
+        let cluster = Self { api, raw, has_ended: AtomicBool::new(false) };
         let timeout = MONITOR_TIMEOUT_SECONDS.to_string();
         cluster.set("client_mount_timeout", &timeout)?;
         cluster.set("rados_mon_op_timeout", &timeout)?;
@@ -195,6 +207,22 @@ impl Cluster {
         check(removed, "removing a pool").map_err(|e| e.with("pool", name)).map(drop)
     }
 
+    /// The store is gone.
+    pub(crate) fn set_ended(&self) {
+        self.has_ended.store(true, Ordering::Release);
+    }
+
+    /// Whether the store is gone.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Waits until librados has come back from all callbacks of watches it has begun.
+    pub(crate) fn wait_for_callbacks(&self) {
+        // SAFETY: the handle is open.
+        unsafe { (self.api.rados_watch_flush)(self.raw) };
+    }
+
     /// Waits until this client knows what the monitors know.
     pub(crate) fn catch_up(&self) -> Result<()> {
         // SAFETY: the handle is connected.
@@ -207,6 +235,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // SAFETY: the handle is not used after; I/O contexts hold this owner, so none is left.
         unsafe { (self.api.rados_shutdown)(self.raw) };
+        CONNECTIONS.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

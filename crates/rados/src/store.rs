@@ -27,8 +27,8 @@ use ferry_core::{
 use crate::ffi::ALL_NSPACES;
 use crate::handle::listing::Cursor;
 use crate::handle::op::Write;
-use crate::handle::watch::bury;
-use crate::handle::{Cluster, IoCtx, Options, Place, View, c_string};
+use crate::handle::watch::{bury, end};
+use crate::handle::{Cluster, IoCtx, Options, Place, View, c_string, connections};
 use crate::limits::{IO_CONTEXTS_MAX, LISTINGS_MAX};
 use crate::lock::{break_input, lock_input, unlock_input};
 
@@ -86,6 +86,12 @@ impl RadosStore {
             .ok_or_else(|| Error::corrupt("the cluster's id is none").with("fsid", &fsid))?;
         let (contexts, listings) = (Mutex::default(), Mutex::default());
         Ok(Arc::new(Self { cluster, fsid, identity, address, contexts, listings }))
+    }
+
+    /// How many connections this process has: none when all stores are gone, and the watches and replies they gave.
+    #[must_use]
+    pub fn connections() -> usize {
+        connections()
     }
 
     /// Version of the librados in use: that of its interface, not of Ceph.
@@ -178,9 +184,8 @@ impl Drop for RadosStore {
     fn drop(&mut self) {
         self.listings.get_mut().unwrap_or_else(PoisonError::into_inner).open.clear();
         let contexts = std::mem::take(self.contexts.get_mut().unwrap_or_else(PoisonError::into_inner));
-        contexts.values().for_each(|io| io.settle());
-        drop(contexts);
-        bury();
+        self.cluster.set_ended();
+        end(&self.cluster, || contexts.values().for_each(|io| io.settle()));
     }
 }
 

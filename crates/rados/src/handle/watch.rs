@@ -4,12 +4,18 @@
 //! - librados gets a number, never a pointer: a callback after the end of a watch finds nothing and does nothing.
 //! - A watch stays registered until librados has confirmed its end, so that what comes in between is still answered.
 //! - I/O contexts that a callback was the last to hold are buried, not dropped there (see [`super`]).
+//! - A registration dropped while under way is kept until librados has answered it, and ended then: by whoever watches or ends a
+//!   watch next, at the latest by the end of the store ([`end`]). Nothing of a store is left when the last of its owners is gone:
+//!   librados aborts a process that ends under a connection.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::pin::Pin;
 use std::ptr::{null_mut, without_provenance_mut};
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,8 +23,8 @@ use ferry_core::denc::Decoder;
 use ferry_core::watch::{Notification, NotifyReply, WatchEvent, WatchHandle, WatchReceiver, WatchSender};
 use ferry_core::{ClientId, Errno, Error, Result};
 
-use super::completion::submit;
-use super::{IoCtx, copied};
+use super::completion::{Pending, submit};
+use super::{Cluster, IoCtx, copied};
 use crate::errno::check;
 use crate::ffi::Api;
 use crate::limits::NOTIFY_SECONDS_MAX;
@@ -45,7 +51,14 @@ struct Watching {
 static WATCHES: Mutex<BTreeMap<usize, Arc<Watching>>> = Mutex::new(BTreeMap::new());
 /// Never dropped on librados' threads; emptied by whoever comes next on one of ours.
 static BURIED: Mutex<Vec<Arc<Watching>>> = Mutex::new(Vec::new());
+/// Registrations that were dropped before librados had answered them.
+static ABANDONED: Mutex<Vec<Registering>> = Mutex::new(Vec::new());
 static NUMBER_LAST: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Whether this thread is one of librados': nothing is waited for on it.
+    static IS_LIBRADOS: Cell<bool> = const { Cell::new(false) };
+}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,24 +96,26 @@ unsafe extern "C" fn on_notify(
     data: *mut c_void,
     length: usize,
 ) {
+    IS_LIBRADOS.set(true);
     let found = locked(&WATCHES).get(&arg.addr()).cloned();
     let Some(watching) = found else { return };
     let payload = copied(data.cast(), length);
     let answered = Arc::clone(&watching);
     let ack = Box::new(move |answer: Bytes| {
         acknowledge(&answered, notify_id, handle, &answer);
-        locked(&BURIED).push(answered);
+        let_go(answered);
     });
     watching.deliver(WatchEvent::Notify(Notification::new(ClientId(notifier), payload.into(), ack)));
-    locked(&BURIED).push(watching);
+    let_go(watching);
 }
 
 /// Runs on librados' thread.
 unsafe extern "C" fn on_loss(arg: *mut c_void, _cookie: u64, _error: c_int) {
+    IS_LIBRADOS.set(true);
     let found = locked(&WATCHES).get(&arg.addr()).cloned();
     if let Some(watching) = found {
         watching.deliver(WatchEvent::Lost);
-        locked(&BURIED).push(watching);
+        let_go(watching);
     }
 }
 
@@ -123,30 +138,89 @@ impl Drop for Registered {
         let gone = locked(&WATCHES).remove(&self.0);
         if let Some(watching) = gone {
             watching.close();
+            // The completion's callback may be who drops this.
             locked(&BURIED).push(watching);
         }
     }
 }
 
-/// Drops what callbacks could not.
+/// Drops what was held for a callback: at once on a thread of ours, later on one of librados'.
+fn let_go(watching: Arc<Watching>) {
+    if IS_LIBRADOS.get() {
+        locked(&BURIED).push(watching);
+    } else {
+        drop(watching);
+    }
+}
+
+/// Drops what callbacks could not, and ends the watches that came to be when nobody waited for them any more.
 pub(crate) fn bury() {
     let all = std::mem::take(&mut *locked(&BURIED));
     drop(all);
+    let mut answered = Vec::new();
+    locked(&ABANDONED).retain_mut(|registering| {
+        let now = Pin::new(registering).poll(&mut Context::from_waker(Waker::noop()));
+        let is_pending = now.is_pending();
+        if let Poll::Ready(outcome) = now {
+            answered.push(outcome);
+        }
+        is_pending
+    });
+    for (watching, handle, registered) in answered.into_iter().flatten() {
+        submit_unwatch(&watching, registered, handle);
+    }
 }
 
-/// Closes the inbox of a registration nobody waits for any more, unless told otherwise.
-struct Abandon(Option<Arc<Watching>>);
+/// Ends what a store leaves behind: registrations nobody waited for, and what callbacks held. Waits for librados; `settle`
+/// waits for the store's requests.
+pub(crate) fn end(cluster: &Cluster, settle: impl Fn()) {
+    settle();
+    bury();
+    settle();
+    cluster.wait_for_callbacks();
+    bury();
+}
 
-impl Drop for Abandon {
+/// A registration that librados has not answered yet. Dropped before, it goes on among the abandoned ones.
+struct Registering {
+    pending: Option<Pending<Arc<AtomicU64>>>,
+    watching: Option<Arc<Watching>>,
+    registered: Option<Registered>,
+}
+
+/// A watch that librados has confirmed.
+type Confirmed = (Arc<Watching>, WatchHandle, Registered);
+
+impl Future for Registering {
+    type Output = Result<Confirmed>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let pending = self.pending.as_mut().expect("polled until it is ready");
+        let Poll::Ready(outcome) = Pin::new(pending).poll(cx) else { return Poll::Pending };
+        self.pending = None;
+        let watching = self.watching.take().expect("taken once");
+        let registered = self.registered.take().expect("taken once");
+        Poll::Ready(outcome.and_then(|outcome| {
+            check(outcome.result, "watching an object")?;
+            Ok((watching, WatchHandle(outcome.payload.load(Ordering::Acquire)), registered))
+        }))
+    }
+}
+
+impl Drop for Registering {
     fn drop(&mut self) {
-        if let Some(watching) = &self.0 {
+        let Some(pending) = self.pending.take() else { return };
+        let watching = self.watching.take();
+        if let Some(watching) = &watching {
             watching.close();
         }
+        let left = Self { pending: Some(pending), watching, registered: self.registered.take() };
+        locked(&ABANDONED).push(left);
     }
 }
 
 impl IoCtx {
-    /// Watches an object. A registration dropped while under way lasts as long as the connection and answers by itself.
+    /// Watches an object. A registration dropped while under way answers by itself until it is ended.
     pub(crate) fn watch(
         self: &Arc<Self>,
         object: &CStr,
@@ -177,14 +251,10 @@ impl IoCtx {
                 )
             }
         })?;
-        let mut abandon = Abandon(Some(watching));
-        let registered = std::mem::ManuallyDrop::new(registered);
+        let registering =
+            Registering { pending: Some(pending), watching: Some(watching), registered: Some(registered) };
         Ok(async move {
-            let outcome = pending.await?;
-            let registered = std::mem::ManuallyDrop::into_inner(registered);
-            check(outcome.result, "watching an object")?;
-            let watching = abandon.0.take().expect("taken once");
-            let handle = WatchHandle(outcome.payload.load(Ordering::Acquire));
+            let (watching, handle, registered) = registering.await?;
             let ending = Arc::clone(&watching);
             let (sender, receiver) =
                 WatchReceiver::new(handle, Box::new(move || unwatch(&ending, registered, handle)));
@@ -247,8 +317,19 @@ impl IoCtx {
     }
 }
 
-/// Ends a watch; the registration lasts until librados says it is over.
+/// Ends a watch; the registration lasts until librados says it is over. Where the store has ended before, this waits for that:
+/// there is nobody else who would.
 fn unwatch(watching: &Arc<Watching>, registered: Registered, handle: WatchHandle) {
+    submit_unwatch(watching, registered, handle);
+    if watching.io.cluster.has_ended() && !IS_LIBRADOS.get() {
+        watching.io.settle();
+        watching.io.cluster.wait_for_callbacks();
+    }
+    bury();
+}
+
+/// Asks librados to end a watch.
+fn submit_unwatch(watching: &Arc<Watching>, registered: Registered, handle: WatchHandle) {
     watching.close();
     let io = &watching.io;
     let pending = submit(io, registered, |completion| {
@@ -257,7 +338,6 @@ fn unwatch(watching: &Arc<Watching>, registered: Registered, handle: WatchHandle
     });
     // A client that was cut off has nothing to end.
     drop(pending);
-    bury();
 }
 
 /// What librados writes a notify's answers to.

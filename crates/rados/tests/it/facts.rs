@@ -149,6 +149,22 @@ pub(crate) fn requests_dropped_under_way_harm_nobody(ground: &Ground) {
     }
     let id = made(ground, "after");
     ground.store.write(&id, WriteOp::new().write(0, &b"fine"[..])).wait().unwrap();
+    // librados aborts a process that ends under a connection.
+    assert_eq!(RadosStore::connections(), 1, "what was dropped leaves connections behind");
+}
+
+pub(crate) fn a_watch_that_outlives_its_store_ends_the_connection(ground: &Ground) {
+    let store = ground.cluster.connect();
+    let id = object(ground, "outlived");
+    store.write(&id, WriteOp::new().write(0, &b"x"[..])).wait().unwrap();
+    let (watch, answered) = (store.watch(&id).wait().unwrap(), store.watch(&id).wait().unwrap());
+    let reply = ground.store.notify(&id, Bytes::from_static(b"x"), Duration::from_secs(5));
+    let (kept, late) = (next(&watch), next(&answered));
+    drop((watch, store, answered));
+    kept.answer(Bytes::new());
+    drop(late);
+    reply.wait().unwrap();
+    assert_eq!(RadosStore::connections(), 1, "the last owner does not end the connection");
 }
 
 pub(crate) fn paging_behind_a_key_with_a_nul(ground: &Ground) {

@@ -22,11 +22,11 @@ use self::cluster::Cluster;
 /// A part of the test and its name.
 type Part = (&'static str, fn(&Ground));
 
-/// What the parts work with.
+/// What the parts work with. The store goes before its cluster: its end waits for answers.
 struct Ground {
-    cluster: Cluster,
     store: Arc<RadosStore>,
     pool: PoolId,
+    cluster: Cluster,
 }
 
 impl Ground {
@@ -71,7 +71,7 @@ fn a_real_cluster_keeps_the_contract() {
     let store = cluster.connect();
     println!("librados {}, {}", store.library_version(), store.describe());
     let pool = futures_executor::block_on(store.pool_by_name("rbd")).unwrap().id;
-    let ground = Ground { cluster, store, pool };
+    let ground = Ground { store, pool, cluster };
     let parts: &[Part] = &[
         ("the contract", the_contract),
         ("the contract of pools", the_contract_of_pools),
@@ -81,6 +81,7 @@ fn a_real_cluster_keeps_the_contract() {
         ("two clients", facts::two_clients_exclude_and_notify_each_other),
         ("slow watchers", facts::a_watcher_that_does_not_answer_is_named),
         ("dropped requests", facts::requests_dropped_under_way_harm_nobody),
+        ("watches that outlive their store", facts::a_watch_that_outlives_its_store_ends_the_connection),
         ("omap keys with NULs", facts::paging_behind_a_key_with_a_nul),
         ("fencing", facts::a_blocklisted_client_is_fenced),
     ];
@@ -95,4 +96,8 @@ fn a_real_cluster_keeps_the_contract() {
         }
     }
     assert!(failed.is_empty(), "failed: {failed:?}");
+    let Ground { store, cluster, .. } = ground;
+    drop(store);
+    assert_eq!(RadosStore::connections(), 0, "connections are left at the end of the process");
+    drop(cluster);
 }
