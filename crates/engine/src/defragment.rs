@@ -4,6 +4,7 @@
 //! reading them through is sequential. Blocks shared with other objects stay: moving one reference would copy the data.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::MutexGuard;
 
 use ferry_core::Result;
 
@@ -29,6 +30,15 @@ const RUN_BLOCKS: usize = 32;
 /// Which blocks of a segment are shared, as far as it was asked.
 type Shared = HashMap<SegmentNo, HashSet<u32>>;
 
+/// What [`Engine::defragment_piece`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defragmented {
+    /// Blocks of 4 KiB written anew.
+    pub moved_blocks: u64,
+    /// Where to go on; nowhere, where all was looked at or room became short.
+    pub next: Option<u64>,
+}
+
 impl Engine {
     /// Rewrites every scattered object in order, as far as there is room. For idle time. Returns the blocks moved.
     ///
@@ -36,25 +46,42 @@ impl Engine {
     /// As [`Engine::sync`].
     pub fn defragment(&self) -> Result<u64> {
         let mut moved = 0;
-        let mut from = 0;
+        let mut next = Some(0);
         let turn = self.turn();
-        loop {
-            while self.checkpoint_piece(&turn)? {}
-            let (next, live) = self.lock_behind().defragment_step(from)?;
-            moved += live.len() as u64;
-            self.move_blocks(&turn, &live)?;
+        while let Some(from) = next {
+            let piece = self.defragment_in(&turn, from)?;
+            moved += piece.moved_blocks;
+            next = piece.next;
             while self.checkpoint_step(&turn)? {}
             if self.lock_behind().frees_enough()? {
                 self.checkpoint_in(&turn)?;
             }
-            match next {
-                Some(inode) => from = inode,
-                None => {
-                    self.checkpoint_in(&turn)?;
-                    return Ok(moved);
-                }
-            }
         }
+        self.checkpoint_in(&turn)?;
+        Ok(moved)
+    }
+
+    /// Does a bounded piece of [`Engine::defragment`], from the object on that the piece before said; the first begins at 0. What it
+    /// empties is free again after the next checkpoint, which [`Engine::maintain`] writes when it is due or begun.
+    ///
+    /// # Errors
+    /// As [`Engine::sync`].
+    pub fn defragment_piece(&self, from: u64) -> Result<Defragmented> {
+        let turn = self.turn();
+        self.defragment_in(&turn, from)
+    }
+
+    fn defragment_in(&self, turn: &MutexGuard<'_, ()>, from: u64) -> Result<Defragmented> {
+        if self.checkpoint_piece(turn)? {
+            return Ok(Defragmented { moved_blocks: 0, next: Some(from) });
+        }
+        let (next, live) = self.lock_behind().defragment_step(from)?;
+        self.move_blocks(turn, &live)?;
+        if !live.is_empty() {
+            // There may be something to check in and to clean.
+            self.lock_behind().quiet = None;
+        }
+        Ok(Defragmented { moved_blocks: live.len() as u64, next })
     }
 }
 
@@ -112,7 +139,8 @@ impl Core {
         };
         let gaps = |w: &[(u32, Address, u32)]| w[0].0 + 1 == w[1].0 && !joined(w);
         let breaks = blocks.windows(2).filter(|w| gaps(w)).count();
-        if breaks * RUN_BLOCKS <= blocks.len() {
+        // One break is nobody's fault: the end of a segment.
+        if breaks <= (blocks.len() / RUN_BLOCKS).max(1) {
             return Ok(Vec::new());
         }
         let mut live = Vec::new();

@@ -67,6 +67,15 @@ pub struct Statistics {
     pub checkpoint_running: bool,
 }
 
+/// What clients did to a store since it was opened; what it does to itself is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Transactions.
+    pub changes: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
 /// A log-structured store. See the crate.
 #[derive(Debug)]
 pub struct Engine {
@@ -414,10 +423,9 @@ impl Engine {
     /// - Called too seldom, writers find no room and clean themselves; a checkpoint that is overdue is written by them, a small piece a
     ///   write. So it is not needed for safety, only for latency.
     /// - Calls from several threads take turns.
-    /// - In longer idle times, for instance after a minute without writes: [`Engine::begin_checkpoint`], so that opening after a
-    ///   crash has less to replay; [`Engine::prepare`] (each segment missing is one segment written and synced), so that flushes are cheap;
-    ///   [`Engine::defragment`], which reads and rewrites scattered objects for as long as it takes, with the lock released
-    ///   between small pieces.
+    /// - In longer idle times, which [`Engine::activity`] tells: [`Engine::begin_checkpoint`], so that opening after a crash has less
+    ///   to replay; [`Engine::prepare_one`], so that flushes are cheap; [`Engine::defragment_piece`], so that reading through what was
+    ///   written at random is sequential.
     ///
     /// # Errors
     /// As [`Engine::sync`]; `NoSpace` (28) where there is no room to work in, with nothing lost: removals make some.
@@ -440,6 +448,13 @@ impl Engine {
         Ok(more)
     }
 
+    /// What clients did to the store since it was opened.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        let core = self.lock();
+        Activity { changes: core.changes, bytes: core.counters.client_bytes }
+    }
+
     /// Waits until there may be something to [`Engine::maintain`]: a writer took another segment. At most so long.
     pub fn wait_for_work(&self, at_most: Duration) {
         let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
@@ -460,27 +475,43 @@ impl Engine {
     /// # Errors
     /// Those of the operating system; running out of room is none.
     pub fn prepare(&self, count: usize) -> Result<()> {
-        loop {
-            let (no, bytes) = {
-                let mut core = self.lock_behind();
-                core.check_writable()?;
-                core.keep_files = SPARE_FILES.max(count);
-                let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
-                if core.space.ready() >= count || !spare {
-                    return Ok(());
-                }
-                (core.space.take_unmade(), core.space.segment_bytes())
-            };
-            let made = self.make_segment(no, bytes);
+        while self.prepare_one(count)? {}
+        Ok(())
+    }
+
+    /// Makes one of them, unless there are `count`; whether it did. One segment is written and synced.
+    ///
+    /// # Errors
+    /// Those of the operating system; running out of room is none.
+    pub fn prepare_one(&self, count: usize) -> Result<bool> {
+        let (no, bytes) = {
             let mut core = self.lock_behind();
-            match made {
-                Ok(()) => core.space.add_file(no),
-                Err(e) => {
-                    core.space.give_back(no);
-                    return if e.kind() == ErrorKind::NoSpace { Ok(()) } else { Err(e) };
-                }
+            core.check_writable()?;
+            core.keep_files = SPARE_FILES.max(count);
+            let spare = core.space.available(&*self.disk)? > u64::from(core.space.reserve());
+            if core.space.ready() >= count || !spare {
+                return Ok(false);
+            }
+            (core.space.take_unmade(), core.space.segment_bytes())
+        };
+        let made = self.make_segment(no, bytes);
+        let mut core = self.lock_behind();
+        match made {
+            Ok(()) => {
+                core.space.add_file(no);
+                Ok(true)
+            }
+            Err(e) => {
+                core.space.give_back(no);
+                if e.kind() == ErrorKind::NoSpace { Ok(false) } else { Err(e) }
             }
         }
+    }
+
+    /// Bytes of a segment.
+    #[must_use]
+    pub fn segment_bytes(&self) -> u64 {
+        self.lock().space.segment_bytes()
     }
 
     /// Makes the file of a segment and writes it through.

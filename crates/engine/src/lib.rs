@@ -34,4 +34,5 @@ mod tree;
 pub use check::CheckReport;
 #[cfg(feature = "testing")]
 pub use check::Reached;
-pub use engine::{Engine, Options, Recovery, Statistics};
+pub use defragment::Defragmented;
+pub use engine::{Activity, Engine, Options, Recovery, Statistics};

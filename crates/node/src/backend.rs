@@ -3,6 +3,7 @@
 mod engine;
 mod faults;
 mod owner;
+mod pauses;
 mod rados;
 mod stoppable;
 

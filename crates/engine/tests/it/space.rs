@@ -249,3 +249,49 @@ fn cleaning_and_maintaining_come_to_an_end() {
         );
     }
 }
+
+#[test]
+fn objects_written_at_random_are_put_in_order_piece_by_piece() {
+    let disk = Arc::new(SimDisk::new(1));
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), OPTIONS).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    let mut wanted: Vec<Vec<u8>> = (0..20).map(content).collect();
+    for n in 0..20 {
+        store.write(&object(pool, n), WriteOp::new().write(0, content(n))).wait().unwrap();
+    }
+    assert_eq!(store.defragment().unwrap(), 0, "they are in order");
+    for i in 0..480 {
+        // A block of one object after the other.
+        let (n, block) = (i % 20, i / 20 * 7 % 24);
+        let data = vec![u8::try_from(i % 251).unwrap(); 4096];
+        wanted[n][block * 4096..(block + 1) * 4096].copy_from_slice(&data);
+        store.write(&object(pool, n), WriteOp::new().write(block as u64 * 4096, data)).wait().unwrap();
+    }
+    let before = store.activity();
+    let (mut next, mut moved, mut pieces) = (Some(0), 0, 0);
+    while let Some(from) = next {
+        let piece = store.defragment_piece(from).unwrap();
+        (next, moved, pieces) = (piece.next, moved + piece.moved_blocks, pieces + 1);
+    }
+    assert!((480..=20 * 25).contains(&moved) && pieces > 1, "{moved} blocks in {pieces} pieces");
+    assert_eq!(store.activity(), before, "clients did nothing");
+    for (n, wanted) in wanted.iter().enumerate() {
+        let reply = store.read(&object(pool, n), SnapId::HEAD, ReadOp::data(0, 200_000)).wait().unwrap();
+        assert!(reply.data.to_vec(0, reply.size) == *wanted, "object {n}");
+    }
+    assert_eq!(store.defragment().unwrap(), 0, "they are in order again");
+    assert!(store.check().unwrap().is_clean());
+}
+
+#[test]
+fn segments_are_made_ahead_one_by_one() {
+    let disk = Arc::new(SimDisk::new(1));
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), OPTIONS).unwrap();
+    let files = || disk.segments().unwrap().len();
+    let before = files();
+    assert!(store.prepare_one(2).unwrap());
+    assert!(store.prepare_one(2).unwrap());
+    assert!(!store.prepare_one(2).unwrap());
+    assert_eq!(files(), before + 2);
+    assert_eq!(store.segment_bytes(), 64 * 4096);
+}

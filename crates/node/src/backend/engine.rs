@@ -1,12 +1,14 @@
 //! Stores of the embedded engine: directories.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ferry_core::{Env, Error, ErrorKind, Result, Store};
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
 
+use super::pauses::{Pauses, Work};
 use super::{Claim, IfMissing, OWNER_WAIT_MAX, OwnedStore, Owner, StoreKind, Taken, rados};
 use crate::api::{CheckReport, Cluster, Events};
 
@@ -37,7 +39,8 @@ impl StoreKind for RealStores {
             opened => opened.map_err(|e| e.with("store", dir.display()))?,
         };
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
-        Ok(Claim::Ours(Arc::new(EngineStore { engine, dir, _owner: owner })))
+        let pauses = Mutex::new(Pauses::new(Instant::now(), engine.segment_bytes()));
+        Ok(Claim::Ours(Arc::new(EngineStore { engine, dir, pauses, _owner: owner })))
     }
 }
 
@@ -46,6 +49,7 @@ impl StoreKind for RealStores {
 struct EngineStore {
     engine: Arc<Engine>,
     dir: PathBuf,
+    pauses: Mutex<Pauses>,
     /// Given up when the last handle goes.
     _owner: Owner,
 }
@@ -79,7 +83,25 @@ impl OwnedStore for EngineStore {
     }
 
     fn tend(&self) -> Result<bool> {
-        self.engine.maintain()
+        if self.engine.maintain()? {
+            return Ok(true);
+        }
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(work) = pauses.work(Instant::now(), self.engine.activity()) else { return Ok(false) };
+        // One piece, and not at once another: those who read go first.
+        let done = match work {
+            Work::Prepare(count) => self.engine.prepare_one(count).map(|is_made| {
+                if !is_made {
+                    pauses.prepared();
+                }
+            }),
+            Work::Checkpoint => self.engine.begin_checkpoint().map(|_| pauses.checkpointed()),
+            Work::Defragment(from) => {
+                self.engine.defragment_piece(from).map(|p| pauses.defragmented(p.moved_blocks, p.next))
+            }
+        };
+        done.inspect_err(|_| pauses.give_up())?;
+        Ok(false)
     }
 
     fn close(&self) -> Result<()> {
