@@ -53,9 +53,46 @@ pub struct Config {
     pub config: BTreeMap<String, BTreeMap<String, String>>,
 }
 
+/// What the node offers over NBD under one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum ExportRecord {
+    /// An image.
+    Image(ImageExport),
+    /// A foreign source, which is only read.
+    Source(SourceExport),
+}
+
+impl ExportRecord {
+    /// The image, where it is one.
+    pub(crate) fn image(&self) -> Option<&ImageExport> {
+        match self {
+            Self::Image(record) => Some(record),
+            Self::Source(_) => None,
+        }
+    }
+
+    /// As [`Self::image`], to be changed.
+    pub(crate) fn image_mut(&mut self) -> Option<&mut ImageExport> {
+        match self {
+            Self::Image(record) => Some(record),
+            Self::Source(_) => None,
+        }
+    }
+}
+
+/// A foreign source that the node offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SourceExport {
+    /// Its spec as JSON; secrets are references.
+    pub(crate) source: String,
+    /// What it is pinned by: it is not offered where it has become another.
+    pub(crate) pin: String,
+}
+
 /// An image that the node offers over NBD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ExportRecord {
+pub(crate) struct ImageExport {
     /// Whether writes are refused.
     pub(crate) read_only: bool,
     /// The image, or a snapshot of it.

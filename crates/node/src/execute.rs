@@ -20,6 +20,7 @@ mod pace;
 mod peers;
 mod pool;
 mod readers;
+mod secrets;
 mod snap;
 mod switch;
 mod transfer;
@@ -44,12 +45,13 @@ use crate::api::{
 };
 use crate::backend::{Got, IfMissing, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind};
 use crate::cancel::Cancel;
-use crate::config::{Config, ExportRecord, Home};
+use crate::config::{Config, Home, ImageExport};
 use crate::control::{Forwarded, Server};
 use crate::devices::Devices;
 use crate::host::{Host, Stay};
 use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
+pub(crate) use export::offer_sources;
 use opened::{Leftovers, Opened};
 use tokio::runtime::Handle;
 
@@ -207,7 +209,7 @@ pub(crate) fn run(
 }
 
 /// Offers an image again that a node before this one offered.
-pub(crate) fn offer(host: &Arc<Host>, home: &Home, name: &str, record: &ExportRecord) -> Done<()> {
+pub(crate) fn offer(host: &Arc<Host>, home: &Home, name: &str, record: &ImageExport) -> Done<()> {
     let (cancel, exporter) = (Cancel::new(), host.exporter().cloned());
     let run = Run::new(host, home, &BTreeMap::new(), None, &Silent, &cancel)?;
     match exporter {
@@ -330,7 +332,7 @@ impl Run<'_> {
             Command::Check { pool } => self.check(pool),
             Command::Job(command) => self.job_command(command),
             Command::Device(command) => Box::pin(self.device_command(command)).await,
-            Command::Export(command) => Box::pin(self.export_command(command)).await,
+            Command::Export(command) => Box::pin(self.export_command(command, streams)).await,
             Command::Watch { image } => Box::pin(self.watch(&image)).await,
             Command::Nbd(options) => Box::pin(self.nbd(options, streams)).await,
             Command::Migration(command) => Box::pin(self.migration_command(command, streams)).await,

@@ -175,6 +175,7 @@ impl Exporter {
         ExportLine {
             name: export.name().to_owned(),
             image: offered.image().map_or_else(String::new, |spec| spec.to_string()),
+            source: offered.image().is_none().then(|| export.description().to_owned()),
             is_read_only: export.is_read_only(),
             size: export.size(),
             clients: clients.collect(),

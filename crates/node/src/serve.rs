@@ -19,7 +19,7 @@ use ferry_core::{Env, Errno, Error};
 use crate::api::{Done, Events, Failure, NbdListen, Outcome};
 use crate::backend::{Got, IfMissing, Owner, RealStores, Taken};
 use crate::cancel::Cancel;
-use crate::config::Home;
+use crate::config::{ExportRecord, Home};
 use crate::devices::Devices;
 use crate::execute;
 use crate::exporter::Exporter;
@@ -98,7 +98,15 @@ fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exp
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");
     let exporter = Arc::new(Exporter::new(host.runtime().map_err(cannot)?, &options.nbd));
     host.keep_exporter(Arc::clone(&exporter));
+    let mut sources = Vec::new();
     for (name, record) in home.exports().map_err(cannot)? {
+        let record = match record {
+            ExportRecord::Image(record) => record,
+            ExportRecord::Source(record) => {
+                sources.push((name, record));
+                continue;
+            }
+        };
         if let Err(failure) = execute::offer(host, home, &name, &record) {
             // It stays in the list: what keeps it from being offered may be repaired.
             tracing::error!(
@@ -109,6 +117,7 @@ fn export(host: &Arc<Host>, home: &Home, options: &ServeOptions) -> Done<Arc<Exp
             );
         }
     }
+    execute::offer_sources(host, home, sources).map_err(cannot)?;
     // Last: whoever can connect finds the exports.
     let mut listen = options.nbd.clone();
     listen.socket.get_or_insert_with(|| home.dir().join(NBD_SOCKET));

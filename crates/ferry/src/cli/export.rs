@@ -41,16 +41,13 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb {
         name: "export add",
         alias: None,
-        about: "Have the node offer an image or a snapshot over NBD.",
+        about: "Have the node offer an image, a snapshot or a foreign image over NBD.",
         words: &[IMAGE_OR_SNAP_WORD],
-        flags: &[IMAGE, SNAP, OFFER, FORMAT],
-        remark: "The node offers it again when it is started again.\n\
+        flags: &[IMAGE, SNAP, SOURCE_SPEC, OFFER, FORMAT],
+        remark: "With a source-spec, a foreign image is offered without being imported, to be read only; it needs a name.\n\
+                 The node offers it again when it is started again.\n\
                  An image called add, ls or rm is exported to a file as POOL/add.\n",
-        convert: |p, cx| {
-            let image = spec::image_or_snap(p, cx)?;
-            let (name, read_only) = (p.text("name"), p.is_set("read-only"));
-            Plan::run(Command::Export(ExportCommand::Add { image, name, read_only }))
-        },
+        convert: add,
     },
     Verb {
         name: "export list",
@@ -85,11 +82,25 @@ pub(crate) const VERBS: &[Verb] = &[
     },
 ];
 
+/// What is offered, and the file that is read for it.
+fn offered(p: &mut Parsed, cx: &Context<'_>) -> Result<(NbdOffer, Files), Usage> {
+    Ok(match spec::source(p)? {
+        Some((source, input)) => (NbdOffer::Source(source), Files { input, ..Files::default() }),
+        None => (NbdOffer::Image(spec::image_or_snap(p, cx)?), Files::default()),
+    })
+}
+
+fn add(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
+    let (offered, files) = offered(p, cx)?;
+    let (name, read_only) = (p.text("name"), p.is_set("read-only"));
+    if name.is_none() && matches!(offered, NbdOffer::Source(_)) {
+        return Err(Usage::invalid("export name was not specified: --name NAME"));
+    }
+    Plan::run_on(Command::Export(ExportCommand::Add { offered, name, read_only }), files)
+}
+
 fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
-    let (offered, input) = match spec::source(p)? {
-        Some((source, file)) => (NbdOffer::Source(source), file),
-        None => (NbdOffer::Image(spec::image_or_snap(p, cx)?), None),
-    };
+    let (offered, files) = offered(p, cx)?;
     let (name, read_only) = (p.text("name"), p.is_set("read-only"));
     let listen = listen(p)?;
     if listen.socket.is_none() && listen.address.is_none() {
@@ -98,7 +109,7 @@ fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
         ));
     }
     let command = Command::Nbd(NbdOptions { offered, name, read_only, listen });
-    Plan::run_on(command, Files { input, ..Files::default() })
+    Plan::run_on(command, files)
 }
 
 /// Where to listen. Paths are those of whoever typed them, wherever the command is executed.

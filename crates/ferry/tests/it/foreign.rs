@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use web::Web;
 
-use crate::harness::{Home, Name, noise};
+use crate::harness::{Home, Name, noise, promised};
 
 const MIB: usize = 1 << 20;
 
@@ -277,4 +277,71 @@ fn e12_keys_of_an_object_store_are_in_the_file_of_secrets_and_nowhere_else() {
     assert_eq!(found(), Vec::<String>::new(), "the keys go with the import");
     assert_eq!(node.stop(), 0, "{}", home.log());
     assert!(web.requests().iter().all(|r| r.contains("X-Amz-Signature=") && !r.contains("hunter2hunter2")));
+}
+
+#[test]
+fn a_node_offers_a_foreign_image_to_be_read_only_and_again_after_a_restart() {
+    promised("A node offers a foreign image without importing it, read-only.");
+    let home = Home::new();
+    let (_, now) = qcow2(&home, "disk.qcow2");
+    let web = Web::start(fs::read(home.path("disk.qcow2")).unwrap(), 0);
+    let url = web.url();
+    let node = home.serve();
+    let keys = r#""access_key":"AKHUNTER2","secret_key":"hunter2hunter2","region":"eu-west-1""#;
+    let spec = format!(r#"{{"type":"qcow2","stream":{{"type":"s3","url":"{url}",{keys}}}}}"#);
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), spec).unwrap();
+    let add = format!("export add --source-spec-path {}", outside.path().display());
+    assert_eq!(home.fails(&add).0, 22, "it needs a name");
+    let told = home.ok(&format!("{add} --name far"));
+    let uri = told.lines().next().unwrap().to_owned();
+    let is_right = || {
+        tool(&home, "nbdcopy", &[&uri, "copied"]);
+        assert!(fs::read(home.path("copied")).unwrap() == now);
+    };
+    is_right();
+    assert_eq!(home.fails(&format!("{add} --name far")).0, 17, "the name is taken");
+    let refused = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4096", &uri]).output().unwrap();
+    assert!(!refused.status.success(), "{refused:?}");
+    let found = || {
+        let mut found = Vec::new();
+        holding(home.dir(), "hunter2", &mut found);
+        holding(home.dir(), "HUNTER2", &mut found);
+        found.dedup();
+        found
+    };
+    let secrets = [home.path("home/secrets.toml").display().to_string()];
+    assert_eq!(found(), secrets);
+    let listed = home.ok("export ls") + &home.ok("export ls --format json");
+    assert!(listed.contains("read-only") && listed.contains(r#""source":""#), "{listed}");
+    assert!(!listed.to_lowercase().contains("hunter2"), "{listed}");
+
+    // The next node offers it at once, or as soon as the server is there again.
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    let node = home.serve();
+    is_right();
+    node.kill();
+    web.fail_after(0, 503);
+    let node = home.serve();
+    assert_eq!(home.ok("export ls"), "");
+    web.recover();
+    let began = Instant::now();
+    while home.ok("export ls").is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it is not offered again: {}", home.log());
+        thread::sleep(Duration::from_millis(50));
+    }
+    is_right();
+    assert_eq!(found(), secrets);
+
+    // Another object is not offered in its place.
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    web.change();
+    let node = home.serve();
+    assert_eq!(home.ok("export ls"), "");
+    assert!(home.log().contains("has changed since it was offered"), "{}", home.log());
+    home.ok("export rm far");
+    assert_eq!(home.fails("export rm far").0, 2);
+    assert_eq!(found(), Vec::<String>::new(), "the keys go with the export");
+    assert_eq!(home.ok("ls"), "");
+    assert_eq!(node.stop(), 0, "{}", home.log());
 }

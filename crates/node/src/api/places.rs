@@ -73,12 +73,17 @@ impl Command {
             | Self::ConfigKey(_)
             | Self::Job(_)
             | Self::Device(DeviceCommand::List { .. } | DeviceCommand::Unmap { .. })
-            | Self::Export(ExportCommand::List | ExportCommand::Remove { .. }) => Places::default(),
+            | Self::Export(
+                ExportCommand::List
+                | ExportCommand::Remove { .. }
+                | ExportCommand::Add { offered: NbdOffer::Source(_), .. },
+            ) => Places::default(),
             Self::Namespace(NamespaceCommand::Create(pool) | NamespaceCommand::Remove(pool)) => {
                 Places::default().pool(&pool.pool)
             }
             Self::Namespace(NamespaceCommand::List { pool }) => Places::default().pool(pool),
-            Self::ObjectMap { image, .. } | Self::Export(ExportCommand::Add { image, .. }) => snap(image),
+            Self::ObjectMap { image, .. }
+            | Self::Export(ExportCommand::Add { offered: NbdOffer::Image(image), .. }) => snap(image),
             Self::Device(DeviceCommand::Map(options) | DeviceCommand::Hold(options)) => snap(&options.image),
             Self::Nbd(options) => match &options.offered {
                 NbdOffer::Image(image) => snap(image),

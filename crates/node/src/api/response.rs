@@ -120,8 +120,10 @@ impl DeviceLine {
 pub struct ExportLine {
     /// What clients ask for.
     pub name: String,
-    /// The image, with its snapshot.
+    /// The image, with its snapshot; empty for a foreign source.
     pub image: String,
+    /// Where the foreign source is, without secrets; `None` for an image.
+    pub source: Option<String>,
     /// Whether writes are refused.
     pub is_read_only: bool,
     /// Bytes.

@@ -1,8 +1,10 @@
-//! Images offered over NBD: export add, ls, rm, and nbd.
+//! Images and foreign sources offered over NBD: export add, ls, rm, and nbd.
+
+mod foreign;
 
 use std::sync::Arc;
 
-use ferry_core::{Errno, Error};
+use ferry_core::{Errno, Error, ErrorKind};
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 
@@ -10,17 +12,22 @@ use super::{Run, Serving, failed, open_failed};
 use crate::api::{
     Done, ExportCommand, ExportLine, Failure, ImageRef, NbdOffer, NbdOptions, Response, Streams,
 };
-use crate::config::ExportRecord;
+use crate::config::{ExportRecord, ImageExport};
 use crate::exporter::Exporter;
 use crate::offered::Offered;
 use crate::spec::SnapSpec;
 
+pub(crate) use foreign::offer_sources;
+
 impl Run<'_> {
     /// Executes one of them.
-    pub(super) async fn export_command(&self, command: ExportCommand) -> Done<Response> {
+    pub(super) async fn export_command(&self, command: ExportCommand, streams: Streams) -> Done<Response> {
         match command {
-            ExportCommand::Add { image, name, read_only } => {
-                let line = self.export_add(&image, name, read_only).await?;
+            ExportCommand::Add { offered, name, read_only } => {
+                let line = match offered {
+                    NbdOffer::Image(image) => self.export_add(&image, name, read_only).await?,
+                    NbdOffer::Source(source) => self.export_source(source, name, streams).await?,
+                };
                 Ok(Response::Exports { exports: vec![line], added: true })
             }
             ExportCommand::List => {
@@ -37,18 +44,20 @@ impl Run<'_> {
     async fn export_add(&self, image: &SnapSpec, name: Option<String>, read_only: bool) -> Done<ExportLine> {
         let exporter = self.exporter()?;
         let name = name.unwrap_or_else(|| image.to_string());
-        let record = ExportRecord { image: image.clone(), read_only, moving_to: None };
+        let record = ImageExport { image: image.clone(), read_only, moving_to: None };
         let line = self.offer(exporter, &name, &record).await?;
-        let kept = self.home.update_exports(|exports| Ok(exports.insert(name.clone(), record)));
-        if let Err(e) = kept {
-            let cannot = failed(format!("cannot keep export {name}"), "rbd: export error");
-            exporter
-                .remove(&name)
-                .await
-                .map_err(failed(format!("cannot take export {name} back"), "rbd: export error"))?;
-            return Err(cannot(e).advise("the image is not offered"));
-        }
+        self.keep_export(exporter, &name, ExportRecord::Image(record)).await?;
         Ok(line)
+    }
+
+    /// Has the next node offer what is offered; where that cannot be kept, it is offered no more.
+    async fn keep_export(&self, exporter: &Arc<Exporter>, name: &str, record: ExportRecord) -> Done<()> {
+        let kept = self.home.update_exports(|exports| Ok(exports.insert(name.to_owned(), record)));
+        let Err(e) = kept else { return Ok(()) };
+        let cannot = failed(format!("cannot keep export {name}"), "rbd: export error");
+        let back = failed(format!("cannot take export {name} back"), "rbd: export error");
+        exporter.remove(name).await.map_err(back)?;
+        Err(cannot(e).advise("nothing is offered"))
     }
 
     /// Offers an image.
@@ -56,7 +65,7 @@ impl Run<'_> {
         &self,
         exporter: &Exporter,
         name: &str,
-        record: &ExportRecord,
+        record: &ImageExport,
     ) -> Done<ExportLine> {
         let spec = &record.image;
         let cannot = || failed(format!("cannot offer {spec} as {name}"), "rbd: export error");
@@ -90,8 +99,15 @@ impl Run<'_> {
             return Err(cannot()(error).advise("nothing was changed; detach them, or end them with --force"));
         }
         // Out of the file first: what is not in it does not come back.
-        self.home.update_exports(|exports| Ok(exports.remove(name))).map_err(cannot())?;
-        exporter.remove(name).await.map_err(cannot())
+        let listed = self.home.update_exports(|exports| Ok(exports.remove(name))).map_err(cannot())?;
+        if let Some(ExportRecord::Source(record)) = &listed {
+            self.forget_secrets_of_export(record)?;
+        }
+        match exporter.remove(name).await {
+            // It was in the list, and could not be offered.
+            Err(e) if e.kind() == ErrorKind::NotFound && listed.is_some() => Ok(()),
+            removed => removed.map_err(cannot()),
+        }
     }
 
     fn exporter(&self) -> Done<&Arc<Exporter>> {
@@ -117,10 +133,10 @@ impl Run<'_> {
         let offered = match offered {
             NbdOffer::Image(image) => {
                 let name = name.unwrap_or_else(|| image.to_string());
-                self.offer(&exporter, &name, &ExportRecord { image, read_only, moving_to: None }).await
+                self.offer(&exporter, &name, &ImageExport { image, read_only, moving_to: None }).await
             }
             NbdOffer::Source(source) => match self.foreign(source, streams).await {
-                Ok(source) => {
+                Ok((_, source)) => {
                     let offered = Offered::of_source(devices, source, &name.unwrap_or_default());
                     exporter.add(offered).await.map_err(cannot())
                 }

@@ -11,7 +11,7 @@ use super::migration::spec_of;
 use super::{Run, Serving, failed};
 use crate::api::{Done, Failure};
 use crate::cancel::Cancel;
-use crate::config::ExportRecord;
+use crate::config::{ExportRecord, ImageExport};
 use crate::exporter::Exporter;
 use crate::offered::{Offering, Taken, Way, take};
 use crate::spec::{ImageSpec, SnapSpec};
@@ -36,9 +36,11 @@ impl Run<'_> {
         let offerings = self.host.offerings(from);
         // Before anything is changed, for a node that starts after a death in the middle; also for exports that are not offered
         // at the moment, as no node runs or they could not be.
-        if self.home.exports()?.values().any(|record| record.image.image == *from) {
+        let shows = |record: &ImageExport| record.image.image == *from;
+        if self.home.exports()?.values().filter_map(ExportRecord::image).any(shows) {
             self.home.update_exports(|exports| {
-                for record in exports.values_mut().filter(|r| r.image.image == *from) {
+                let images = exports.values_mut().filter_map(ExportRecord::image_mut);
+                for record in images.filter(|record| shows(record)) {
                     record.moving_to = Some(SnapSpec { image: to.clone(), snap: record.image.snap.clone() });
                 }
                 Ok(())
@@ -117,8 +119,8 @@ impl Run<'_> {
         let Way::Export(name) = &way else { return Ok(()) };
         self.home
             .update_exports(|exports| {
-                if let Some(record) = exports.get_mut(name) {
-                    *record = ExportRecord { image: spec.clone(), moving_to: None, ..record.clone() };
+                if let Some(record) = exports.get_mut(name).and_then(ExportRecord::image_mut) {
+                    *record = ImageExport { image: spec.clone(), moving_to: None, ..record.clone() };
                 }
                 Ok(())
             })
@@ -131,6 +133,7 @@ impl Run<'_> {
             return;
         };
         for (name, record) in records {
+            let ExportRecord::Image(record) = record else { continue };
             if record.image.image == *from && from != to && exporter.clients_of(&name).is_none() {
                 self.offer_as(&exporter, &name, &record, to).await.unwrap_or_else(|failure| {
                     tracing::error!(
@@ -149,12 +152,13 @@ impl Run<'_> {
         &self,
         exporter: &Exporter,
         name: &str,
-        record: &ExportRecord,
+        record: &ImageExport,
         image: &ImageSpec,
     ) -> Done<()> {
         let spec = SnapSpec { image: image.clone(), snap: record.image.snap.clone() };
-        let record = ExportRecord { image: spec, moving_to: None, ..record.clone() };
+        let record = ImageExport { image: spec, moving_to: None, ..record.clone() };
         self.offer(exporter, name, &record).await?;
+        let record = ExportRecord::Image(record);
         let kept = self.home.update_exports(|exports| Ok(exports.insert(name.to_owned(), record)));
         kept.map(drop)
             .map_err(failed(format!("export {name} is offered, but not kept so"), "rbd: export error"))
@@ -169,7 +173,7 @@ impl Run<'_> {
         &self,
         exporter: &Exporter,
         name: &str,
-        record: &ExportRecord,
+        record: &ImageExport,
     ) -> Done<()> {
         let image = &record.image.image;
         let pool = self.pool_for(&image.pool_spec(), Serving::Always).await?;

@@ -26,7 +26,8 @@ pub(crate) fn exports(exports: &[ExportLine], added: bool) -> String {
         let access = if export.is_read_only { "read-only" } else { "read-write" };
         let clients: Vec<&str> = export.clients.iter().map(|c| c.peer.as_str()).collect();
         let size = format_size(export.size);
-        table.row([export.name.clone(), export.image.clone(), size, access.to_owned(), clients.join(", ")]);
+        let shown = export.source.as_ref().unwrap_or(&export.image).clone();
+        table.row([export.name.clone(), shown, size, access.to_owned(), clients.join(", ")]);
     }
     table.text()
 }
@@ -44,17 +45,15 @@ pub(crate) fn exports_tree(exports: &[ExportLine]) -> Node {
                 ],
             )
         });
-        Node::object(
-            "export",
-            vec![
-                Node::text("name", &export.name),
-                Node::text("image", &export.image),
-                Node::number("size", export.size),
-                Node::bool("read_only", export.is_read_only),
-                Node::names("uris", "uri", &export.uris),
-                Node::array("clients", clients.collect()),
-            ],
-        )
+        let mut parts = vec![Node::text("name", &export.name), Node::text("image", &export.image)];
+        parts.extend(export.source.as_ref().map(|source| Node::text("source", source)));
+        parts.extend([
+            Node::number("size", export.size),
+            Node::bool("read_only", export.is_read_only),
+            Node::names("uris", "uri", &export.uris),
+            Node::array("clients", clients.collect()),
+        ]);
+        Node::object("export", parts)
     });
     Node::array("exports", items.collect())
 }

@@ -13,9 +13,9 @@ use crate::spec::SnapSpec;
 pub enum ExportCommand {
     /// Offer one.
     Add {
-        /// The image, or a snapshot of it.
-        image: SnapSpec,
-        /// What clients ask for; the image's spec where none is given.
+        /// What is offered.
+        offered: NbdOffer,
+        /// What clients ask for; the image's spec where none is given. A source needs one.
         name: Option<String>,
         /// Whether writes are refused.
         read_only: bool,

@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
-use ferry_core::{BlockSource, Errno, Error, ErrorKind, Result, SnapId};
+use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
 use ferry_image::encoding::TrashSource;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
@@ -18,6 +17,7 @@ use ferry_source::{Origin, SourceSpec};
 use serde_json::json;
 
 use crate::api::{Done, Failure, ImageRef, ImportSource, LayoutOptions, Manner, Progress, Streams};
+use crate::execute::secrets::KeptFor;
 use crate::execute::{Run, failed};
 use crate::sources::{self, Place};
 use crate::spec::{ImageSpec, SnapSpec};
@@ -27,9 +27,6 @@ const RBD: &str = "rbd: preparing import migration failed";
 
 /// Longest source spec in a file. Bytes.
 const SPEC_MAX: u64 = 64 << 10;
-
-/// What the keys begin with under which secrets of imports are kept; they go with the import.
-const KEYS: &str = "ferry-import/";
 
 impl Run<'_> {
     /// Makes an image that shows something else at once.
@@ -60,11 +57,11 @@ impl Run<'_> {
             Origin::Image(image) => {
                 let threads = self.host.runtime().map_err(cannot)?;
                 let source = sources::open(threads, self.home, image).await.map_err(cannot)?;
-                let kept = self.without_secrets(&spec, target).map_err(cannot)?;
+                let kept = self.without_secrets(&spec, KeptFor::Import, target).map_err(cannot)?;
                 let from = ImportFrom::Foreign { source, spec: sources::stored(&kept, Place::Elsewhere) };
                 let made = self.make_import(&from, &pool, target, layout, manner).await;
                 if made.is_err() && !self.is_in_use(&pool, target, &kept).await {
-                    self.forget_secrets(&kept).map_err(cannot)?;
+                    self.forget_secrets(&kept, KeptFor::Import).map_err(cannot)?;
                 }
                 made
             }
@@ -102,23 +99,13 @@ impl Run<'_> {
         self.forget_secrets_of(&spec)
     }
 
-    /// A foreign source to be read without importing it.
-    pub(in crate::execute) async fn foreign(
+    /// The spec of a source that is no snapshot.
+    pub(in crate::execute) fn source_spec(
         &self,
         source: ImportSource,
         streams: Streams,
-    ) -> Done<Arc<dyn BlockSource>> {
-        let cannot = |e: Error| {
-            Failure::of(&e, "cannot open the source", "rbd: nbd error")
-                .after(format!("librbd: {}", e.clause()))
-        };
-        let spec = spec_of(source, streams).map_err(cannot)?;
-        let Origin::Image(image) = spec.origin() else {
-            let error = Error::invalid("an image of a pool is offered by its name");
-            return Err(cannot(error).advise("`ferry nbd POOL/IMAGE@SNAP` offers it"));
-        };
-        let threads = self.host.runtime().map_err(cannot)?;
-        sources::open(threads, self.home, image).await.map_err(cannot)
+    ) -> Result<SourceSpec> {
+        spec_of(source, streams)
     }
 
     /// Imports from a snapshot that is named as such.
@@ -208,27 +195,6 @@ impl Run<'_> {
         }
     }
 
-    /// The spec with its secrets moved to the home.
-    fn without_secrets(&self, spec: &SourceSpec, target: &ImageSpec) -> Result<SourceSpec> {
-        if !spec.has_inline_secrets() {
-            return Ok(spec.clone());
-        }
-        self.home.update_secrets(|secrets| {
-            spec.with_references(&mut |what, secret| {
-                // The same secret of the same import has the same key, so that the same command gives the same spec.
-                let first = format!("{KEYS}{target}/{what}");
-                let mut key = first.clone();
-                let mut n = 1;
-                while secrets.get(&key).is_some_and(|kept| kept != secret) {
-                    n += 1;
-                    key = format!("{first}-{n}");
-                }
-                secrets.insert(key.clone(), secret.to_owned());
-                Ok(key)
-            })
-        })
-    }
-
     /// Whether an import that is there refers to the secrets of this spec.
     async fn is_in_use(&self, pool: &Pool, target: &ImageSpec, spec: &SourceSpec) -> bool {
         let text = sources::stored(spec, Place::Elsewhere);
@@ -236,24 +202,13 @@ impl Run<'_> {
         found.is_ok_and(|import| import.spec() == text)
     }
 
-    /// Forgets the secrets that were kept for an import only.
-    fn forget_secrets(&self, spec: &SourceSpec) -> Result<()> {
-        let keys: Vec<String> = spec.references().into_iter().filter(|key| key.starts_with(KEYS)).collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
-        self.home.update_secrets(|secrets| {
-            secrets.retain(|key, _| !keys.contains(key));
-            Ok(())
-        })
-    }
-
     /// As [`Self::forget_secrets`], of an import that is over.
     pub(super) fn forget_secrets_of(&self, stored: &str) -> Done<()> {
         if stored.is_empty() {
             return Ok(());
         }
-        let forgotten = sources::of_stored(stored).and_then(|spec| self.forget_secrets(&spec));
+        let forgotten =
+            sources::of_stored(stored).and_then(|spec| self.forget_secrets(&spec, KeptFor::Import));
         let what = "the import is over, but the secrets of its source cannot be removed from the home";
         forgotten.map_err(failed(what, "rbd: config-key error"))
     }
