@@ -206,12 +206,13 @@ impl ImageDevice {
     /// As [`Self::reopen`], while nobody is inside.
     async fn reopen_closed<T>(
         &self,
-        _closed: &Closed<'_>,
+        closed: &Closed<'_>,
         change: impl AsyncFnOnce(&mut Image) -> Result<T>,
     ) -> Result<T> {
         let mut image = self.image();
         let outcome = change(&mut image).await;
-        // What others told while `change` was telling them is in the header.
+        // What others told until now, while `change` was telling them, is in the header.
+        closed.begin_reading();
         let reopened = match image.refresh().await {
             Ok(()) => Io::open_as_is(&mut image).await,
             Err(e) => Err(e),

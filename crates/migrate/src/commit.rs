@@ -12,6 +12,7 @@
 use ferry_core::{Error, ErrorKind, Result, SnapId, Timestamp};
 use ferry_image::clone::Child;
 use ferry_image::encoding::{MigrationPhase, MigrationState, TrashSource};
+use ferry_image::image::Image;
 use ferry_image::progress::Progress;
 
 use crate::children;
@@ -178,13 +179,23 @@ async fn pass_over(ends: &mut Ends) -> Result<()> {
 /// Makes a target a plain image, in one op; its note is kept until the other end has been cleared up too, or goes at once.
 pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
     let mut target = end.open().await?;
+    // Clients may wait for the lock: it is given back whatever comes of this.
+    let changed = become_plain(&mut target, keeps_note).await;
+    target.close().await?;
+    changed?;
+    end.pool.store.flush().await?;
+    end.reload().await
+}
+
+/// As [`make_plain`], of an image that is open.
+async fn become_plain(target: &mut Image, keeps_note: bool) -> Result<()> {
     target.acquire().await?;
-    sweep(&target).await?;
+    sweep(target).await?;
     if let Some(base) = target.header.base() {
         // First, or a crash would leave what it preserves for ever.
         target.pool.store.release_snap(target.data_pool(), base.snap).await?;
     }
-    let changed = target
+    target
         .update_header(|h| {
             h.end_migration();
             if !keeps_note {
@@ -197,9 +208,5 @@ pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
             }
             Ok(())
         })
-        .await;
-    target.close().await?;
-    changed?;
-    end.pool.store.flush().await?;
-    end.reload().await
+        .await
 }

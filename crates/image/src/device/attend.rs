@@ -10,6 +10,8 @@ use futures_util::future::{Either, select};
 
 use super::ImageDevice;
 use crate::encoding::{Message, encode_response};
+use crate::image::Image;
+use crate::session::Session;
 
 impl ImageDevice {
     /// Answers other clients until the watch is lost: reads the header again before it says that it has, and hands the
@@ -41,15 +43,7 @@ impl ImageDevice {
                     Either::Right((event, _)) => event,
                 };
             match event {
-                WatchEvent::Notify(notification) => {
-                    // Whoever closed the gate meanwhile may wait for this very answer. Nobody is inside any more, and the header is
-                    // read again before the gate opens: it is answered as they would.
-                    if gate.settled().await {
-                        self.answer(notification).await;
-                    } else {
-                        session.answer(notification);
-                    }
-                }
+                WatchEvent::Notify(notification) => self.answer(&session, notification).await,
                 WatchEvent::Lost => {
                     self.inner.is_lost.store(true, Ordering::Release);
                     return Err(Error::new(ErrorKind::Fenced, "the watch on the image was lost"));
@@ -65,28 +59,36 @@ impl ImageDevice {
     }
 
     /// Does what a message asks for and answers it.
-    async fn answer(&self, notification: Notification) {
-        let is_owner = self.image().session.is_some_and(|s| s.is_owner());
-        let answer = match Message::decode(&notification.payload).ok() {
-            Some(Message::HeaderUpdate) => match self.refresh().await {
-                Ok(()) => Bytes::new(),
+    async fn answer(&self, session: &Session, notification: Notification) {
+        let gate = &self.inner.gate;
+        let message = Message::decode(&notification.payload).ok();
+        if let Some(Message::HeaderUpdate) = message {
+            // Whoever closes the gate may wait for the very client that waits for this answer (it has the lock). So it must not wait
+            // for them: nobody is inside any more, and the header is read again before the gate opens.
+            if let Some(closed) = gate.close_unless_closed().await
+                && self.reopen_closed(&closed, async |_: &mut Image| Ok(())).await.is_err()
+            {
                 // Without the new header nothing may be written any more, or a snapshot would be.
-                Err(_) => {
-                    self.inner.is_lost.store(true, Ordering::Release);
-                    Bytes::new()
-                }
-            },
-            Some(Message::RequestLock { .. }) if is_owner => {
+                self.inner.is_lost.store(true, Ordering::Release);
+            }
+            return notification.answer(Bytes::new());
+        }
+        if !gate.settled().await {
+            // As whoever closed it would.
+            return session.answer(notification);
+        }
+        match message {
+            Some(Message::RequestLock { .. }) if session.is_owner() => {
                 // Promised first: the asker then waits for the release, which waits for requests under way.
                 notification.answer(encode_response(0));
                 if self.hand_over().await.is_err() {
                     self.inner.is_lost.store(true, Ordering::Release);
                 }
-                return;
             }
-            Some(m) if m.wants_owner() && is_owner => encode_response(-Errno::EOPNOTSUPP.0),
-            Some(_) | None => Bytes::new(),
-        };
-        notification.answer(answer);
+            Some(m) if m.wants_owner() && session.is_owner() => {
+                notification.answer(encode_response(-Errno::EOPNOTSUPP.0));
+            }
+            Some(_) | None => notification.answer(Bytes::new()),
+        }
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct Gate(Mutex<State>);
 struct State {
     inside: usize,
     is_closed: bool,
+    /// Whether whoever closed it reads the header again by now: what is told from here on may be newer than what they read.
+    is_reading: bool,
     /// How often it was closed.
     closings: u64,
     waiting: Vec<Waker>,
@@ -33,6 +35,11 @@ impl<'a> Closed<'a> {
         let gate = self.0;
         gate.state().inside += 1;
         Entered(gate)
+    }
+
+    /// Says that the header is about to be read: what was told before will be seen, what is told later may not be.
+    pub(super) fn begin_reading(&self) {
+        self.0.state().is_reading = true;
     }
 }
 
@@ -94,6 +101,34 @@ impl Gate {
             Poll::Ready(())
         })
         .await;
+        self.emptied().await
+    }
+
+    /// Closes the gate and waits until everybody has left, unless somebody else has closed it, nobody is inside, and they have yet
+    /// to read the header: `None` then. Looking and closing are one step: between them nobody closes it who waits for the caller.
+    ///
+    /// # Cancel safety
+    /// As [`Self::close`].
+    pub(super) async fn close_unless_closed(&self) -> Option<Closed<'_>> {
+        let is_mine = poll_fn(|cx| {
+            let mut state = self.state();
+            if !state.is_closed {
+                state.is_closed = true;
+                state.closings += 1;
+                return Poll::Ready(true);
+            }
+            if state.inside == 0 && !state.is_reading {
+                return Poll::Ready(false);
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        if is_mine { Some(self.emptied().await) } else { None }
+    }
+
+    /// The gate, closed just now, once everybody has left.
+    async fn emptied(&self) -> Closed<'_> {
         let closed = Closed(self);
         // Whoever waits for the gate to close wants to know.
         self.change(|_| {});
@@ -186,7 +221,7 @@ impl Drop for Entered<'_> {
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        self.0.change(|state| state.is_closed = false);
+        self.0.change(|state| (state.is_closed, state.is_reading) = (false, false));
     }
 }
 
@@ -237,6 +272,26 @@ mod tests {
             },
             async { drop(inside) },
         ));
+    }
+
+    #[test]
+    fn it_is_not_closed_twice_while_what_is_told_will_still_be_read() {
+        let gate = Gate::default();
+        let closed = block_on(gate.close());
+        assert!(gate.close_unless_closed().now_or_never().expect("nobody is inside").is_none());
+        closed.begin_reading();
+        let mut next = Box::pin(gate.close_unless_closed());
+        assert!(next.as_mut().now_or_never().is_none(), "what is told now may not be read any more");
+        drop(closed);
+        let closed = next.as_mut().now_or_never().expect("the gate was opened");
+        assert!(closed.is_some() && gate.enter().now_or_never().is_none());
+        drop(closed);
+        drop(next);
+        let inside = block_on(gate.enter());
+        let mut next = Box::pin(gate.close_unless_closed());
+        assert!(next.as_mut().now_or_never().is_none(), "somebody is inside");
+        drop(inside);
+        assert!(next.as_mut().now_or_never().expect("nobody is inside").is_some());
     }
 
     #[test]

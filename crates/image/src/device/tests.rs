@@ -177,3 +177,41 @@ fn one_that_changes_the_image_and_one_that_attends_do_not_wait_for_each_other() 
         stop.abort();
     });
 }
+
+#[test]
+fn one_that_changes_the_image_elsewhere_and_writers_that_want_its_lock_do_not_wait_for_each_other() {
+    const CHANGES: usize = 3_000;
+    let (here, there) = block_on(pools());
+    let written = block_on(device(&here));
+    let (attending, stop) = abortable(written.attend());
+    let (done, hears) = std::sync::mpsc::channel();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| block_on(attending));
+        for offset in 0..2 {
+            let (writer, is_over) = (written.clone(), &is_over);
+            scope.spawn(move || {
+                while !is_over.load(std::sync::atomic::Ordering::Acquire) {
+                    block_on(writer.write(offset, Bytes::from_static(b"x"))).unwrap();
+                }
+            });
+        }
+        scope.spawn(move || {
+            for _ in 0..CHANGES {
+                block_on(async {
+                    let mut image = Image::open(&there, "a", Opening::ReadWrite).await.unwrap();
+                    image.acquire().await.unwrap();
+                    image.notify_header().await.unwrap();
+                    image.close().await.unwrap();
+                });
+            }
+            done.send(()).unwrap();
+        });
+        if hears.recv_timeout(std::time::Duration::from_secs(60)).is_err() {
+            eprintln!("they wait for each other");
+            std::process::abort();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Release);
+        stop.abort();
+    });
+}
