@@ -63,7 +63,16 @@ pub async fn find_by_name(
     name: &str,
     source: TrashSource,
 ) -> Result<Option<(String, TrashEntry)>> {
-    Ok(list(pool).await?.into_iter().find(|(_, e)| e.name == name && e.source == source))
+    Ok(all_by_name(pool, name, source).await?.into_iter().next())
+}
+
+/// As [`find_by_name`], of several all.
+///
+/// # Errors
+/// Those of the store; `Corrupt`.
+pub async fn all_by_name(pool: &Pool, name: &str, source: TrashSource) -> Result<Vec<(String, TrashEntry)>> {
+    let all = list(pool).await?;
+    Ok(all.into_iter().filter(|(_, e)| e.name == name && e.source == source).collect())
 }
 
 /// Puts an image into the trash and protects it from removal for `delay`. Returns its id.

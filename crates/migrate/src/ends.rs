@@ -145,10 +145,11 @@ impl Ends {
             return Ok(found);
         }
         for source in [TrashSource::Migration, TrashSource::Removing] {
-            if let Some((id, _)) = trash::find_by_name(pool, name, source).await?
-                && let Some(found) = Self::of(pool, name, &id).await?
-            {
-                return Ok(found);
+            // What is left of one that was cut off may have the same name.
+            for (id, _) in trash::all_by_name(pool, name, source).await? {
+                if let Some(found) = Self::of(pool, name, &id).await? {
+                    return Ok(found);
+                }
             }
         }
         if named.is_some() {

@@ -157,23 +157,27 @@ impl Import {
     }
 }
 
-/// Clears away what is left of an image called `name` that was being made, or being removed, when that was cut off: an entry
-/// in the trash without an image. Whether there was one.
+/// Clears away what is left of images called `name` that were being made, or being removed, when that was cut off: entries in the
+/// trash without an image. Whether there were any.
 ///
 /// # Errors
 /// Those of the store.
 pub(crate) async fn clear_remains(pool: &Pool, name: &str) -> Result<bool> {
-    let Some((id, entry)) = trash::find_by_name(pool, name, TrashSource::Removing).await? else {
-        return Ok(false);
-    };
-    let mut end = End { pool: pool.clone(), name: name.to_owned(), id, header: None };
-    end.reload().await?;
-    let is_ours = matches!(entry.state, TrashState::Moving | TrashState::Removing);
-    if end.header.is_some() || !is_ours {
-        return Ok(false);
+    let mut has_cleared = false;
+    for (id, entry) in trash::all_by_name(pool, name, TrashSource::Removing).await? {
+        let mut end = End { pool: pool.clone(), name: name.to_owned(), id, header: None };
+        end.reload().await?;
+        // One being cleared away itself when that was cut off is in the normal state.
+        let is_left = match entry.state {
+            TrashState::Normal | TrashState::Moving | TrashState::Removing => end.header.is_none(),
+            TrashState::Restoring | TrashState::Unknown(_) => false,
+        };
+        if is_left {
+            remove_end(&mut end, TrashSource::Removing, &mut silent).await?;
+            has_cleared = true;
+        }
     }
-    remove_end(&mut end, TrashSource::Removing, &mut silent).await?;
-    Ok(true)
+    Ok(has_cleared)
 }
 
 /// The target's header, shared.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ferry_core::testing::{MemSource, MemStore, TestRng, test_env};
@@ -20,7 +20,8 @@ use ferry_image::peers::{Peers, check_pin};
 use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::resize::{Shrinking, resize};
-use ferry_image::{remove, snapshot};
+use ferry_image::testing::LateStore;
+use ferry_image::{remove, snapshot, trash};
 use ferry_migrate::PrepareOptions;
 
 use crate::fault::{FaultStore, Faults};
@@ -88,6 +89,23 @@ pub(crate) struct Case {
     pub(crate) has_parent: bool,
     /// A foreign source to import from.
     pub(crate) foreign: Option<Arc<MemSource>>,
+    pub(crate) tally: Tally,
+}
+
+/// Deaths, and a number that says which they were: two runs of one seed on the same code have the same.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) deaths: AtomicU64,
+    pub(crate) digest: AtomicU64,
+}
+
+impl Tally {
+    /// Takes something into account.
+    pub(crate) fn add(&self, deaths: u64, what: u64) {
+        self.deaths.fetch_add(deaths, Ordering::Relaxed);
+        let mixed = (self.digest.load(Ordering::Relaxed) ^ what).wrapping_mul(0x0100_0000_01B3);
+        self.digest.store(mixed, Ordering::Relaxed);
+    }
 }
 
 /// Largest image. Bytes.
@@ -130,8 +148,22 @@ impl Case {
         if rng.one_in(2) {
             options.layout = layout(&rng);
         }
-        let foreign = None;
-        Self { seed, rng, dies, env, stores, source, target, options, shadow, child, has_parent, foreign }
+        let (foreign, tally) = (None, Tally::default());
+        Self {
+            seed,
+            rng,
+            dies,
+            env,
+            stores,
+            source,
+            target,
+            options,
+            shadow,
+            child,
+            has_parent,
+            foreign,
+            tally,
+        }
     }
 
     /// The stores as a new process sees them, whose changes count.
@@ -146,6 +178,14 @@ impl Case {
             })
             .collect();
         (faults, stores)
+    }
+
+    /// The stores as a new process sees them, answering late: what is asked at once happens in any order.
+    pub(crate) fn late_process(&self) -> Vec<Arc<dyn Store>> {
+        let late = |store: &Arc<MemStore>| -> Arc<dyn Store> {
+            LateStore::new(store.another_client(), self.below(1 << 60))
+        };
+        self.stores.iter().map(late).collect()
     }
 
     pub(crate) async fn pool_in(&self, stores: &[Arc<dyn Store>], spot: &Spot) -> Pool {
@@ -375,6 +415,10 @@ impl Case {
                     })
                     .collect();
                 assert!(left.is_empty(), "seed {}, store {n} pool {}: {left:?}", self.seed, info.name);
+                let client: Arc<dyn Store> = store.another_client();
+                let pool = Pool::open(client, self.env.clone(), &info.name, &Namespace::default()).await?;
+                let entries = trash::list(&pool).await?;
+                assert!(entries.is_empty(), "seed {}, store {n} pool {}: {entries:?}", self.seed, info.name);
             }
         }
         Ok(())
@@ -438,6 +482,8 @@ fn same(what: &str, is: &[u8], wanted: &[u8]) {
 impl Case {
     /// How many changes until death, if death comes.
     pub(crate) fn arm(&self, faults: &Faults, within: u64) {
-        faults.changes_left.store(i64::try_from(self.below(within)).unwrap(), Ordering::Relaxed);
+        let changes = self.below(within);
+        faults.armed.store(changes, Ordering::Relaxed);
+        faults.changes_left.store(i64::try_from(changes).unwrap(), Ordering::Relaxed);
     }
 }

@@ -1,7 +1,7 @@
 //! A store that dies after a number of changes, fails to read, or flips a byte of what is written.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,8 @@ use ferry_core::{
 pub(crate) struct Faults {
     /// Changes until death.
     pub(crate) changes_left: AtomicI64,
+    /// What that was at the beginning.
+    pub(crate) armed: AtomicU64,
     /// Data objects whose names begin with this cannot be read.
     pub(crate) unreadable: std::sync::Mutex<Option<String>>,
     /// The n-th write of data from now on gets a byte flipped; below 0 none.
@@ -29,6 +31,7 @@ impl Default for Faults {
     fn default() -> Self {
         Self {
             changes_left: AtomicI64::new(i64::MAX),
+            armed: AtomicU64::new(0),
             unreadable: std::sync::Mutex::default(),
             flip: AtomicI64::new(-1),
             flipped: AtomicBool::new(false),

@@ -19,7 +19,7 @@ use ferry_migrate::{
 };
 
 use crate::case::{Case, SIZE_MAX, SPEC, Shadow, layout, zeros};
-use crate::steps::{CHANGES, DEATHS_MAX};
+use crate::steps::DEATHS_MAX;
 
 /// What is imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +202,7 @@ impl Case {
         for n in 0..=deaths {
             let (faults, stores) = self.process();
             if n < deaths {
-                self.arm(&faults, CHANGES);
+                self.arm_soon(&faults);
             }
             match self.attempt_import(plan, verb, &stores, n > 0).await {
                 Ok(()) => {

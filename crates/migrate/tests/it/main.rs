@@ -7,7 +7,7 @@ mod import;
 mod rivals;
 mod steps;
 
-use case::{Case, Kind};
+use case::{Case, Kind, Tally};
 use import::From;
 
 /// Cases of each kind that run each time; `FERRY_MIGRATION_CASES` for more.
@@ -15,13 +15,24 @@ fn cases(default: u64) -> u64 {
     std::env::var("FERRY_MIGRATION_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
+/// A seed from the environment.
+fn seed(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
+}
+
+/// Runs cases; `FERRY_MIGRATION_SEED` for one, `FERRY_MIGRATION_FROM` for others than the first.
 fn run(kind: Kind, seeds: std::ops::Range<u64>) {
-    let only = std::env::var("FERRY_MIGRATION_SEED").ok().and_then(|n| n.parse::<u64>().ok());
-    let seeds = only.map_or(seeds, |seed| seed..seed + 1);
-    for seed in seeds {
+    let from = seed("FERRY_MIGRATION_FROM").unwrap_or(0);
+    let seeds = from + seeds.start..from + seeds.end;
+    let seeds = seed("FERRY_MIGRATION_SEED").map_or(seeds, |seed| seed..seed + 1);
+    let all = Tally::default();
+    for seed in seeds.clone() {
         let done = std::panic::catch_unwind(|| futures_executor::block_on(Case::new(seed, kind).run()));
-        assert!(done.is_ok(), "{kind:?} seed {seed}");
+        let Ok(tally) = done else { panic!("{kind:?} seed {seed}") };
+        all.add(tally.deaths.into_inner(), tally.digest.into_inner());
     }
+    let (deaths, digest) = (all.deaths.into_inner(), all.digest.into_inner());
+    println!("{kind:?}, seeds {} to {}: {deaths} deaths, digest {digest:016x}", seeds.start, seeds.end - 1);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! A migration from its beginning to one of its ends.
 
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+
 use ferry_core::{BlockDevice, Error, ErrorKind, Result};
+use ferry_image::device::ImageDevice;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::progress::silent;
@@ -8,20 +12,24 @@ use ferry_image::snapshot;
 use ferry_migrate::{
     AbortOptions, CommitOptions, Control, Ends, abort, commit, execute, losses, prepare, verify,
 };
+use futures_util::future::{Either, join, select};
 
-use crate::case::{Case, Shadow, Spot, lasting, snap_ids};
+use crate::case::{Case, Shadow, Spot, Tally, lasting, snap_ids};
+use crate::fault::Faults;
 
-/// Changes within which a death comes. More than any verb needs here, so that some live on.
-pub(crate) const CHANGES: u64 = 90;
+/// Changes within which a death comes: the last is more than any verb needs here, so that some live on.
+const CHANGES: [u64; 3] = [6, 25, 90];
 
 /// Deaths one after the other before a verb is let through.
-pub(crate) const DEATHS_MAX: usize = 4;
+pub(crate) const DEATHS_MAX: usize = 8;
 
 impl Case {
-    pub(crate) async fn run(mut self) {
-        if let Err(e) = self.go().await {
+    /// Runs it; how it died.
+    pub(crate) async fn run(mut self) -> Tally {
+        if let Err(e) = Box::pin(self.go()).await {
             panic!("seed {}: {}", self.seed, e.chain());
         }
+        self.tally
     }
 
     async fn go(&mut self) -> Result<()> {
@@ -48,7 +56,14 @@ impl Case {
         if aborts && early {
             return self.abort(&before, &shadow, now, lost).await;
         }
-        self.stop_half_way(&mut now, &mut lost, keeps_all).await?;
+        let is_executed =
+            self.below(2) == 0 && Box::pin(self.copy_beside_clients(&mut now, &mut lost, keeps_all)).await?;
+        if !is_executed {
+            if aborts && self.below(2) == 0 {
+                return self.abort(&before, &shadow, now, lost).await;
+            }
+            self.stop_half_way(&mut now, &mut lost, keeps_all).await?;
+        }
         self.to_the_end(Verb::Execute).await?;
         self.check("executed", &target, &now).await?;
         self.check_child("executed").await?;
@@ -74,15 +89,28 @@ impl Case {
         let target = self.target.clone();
         let pool = self.pool(&target).await;
         let device = self.open(&pool, target.name).await?;
+        self.use_device(&device, now, lost, keeps_all).await?;
+        device.close().await?;
+        self.check("used", &target, now).await
+    }
+
+    /// As [`Self::use_target`], which is open.
+    async fn use_device(
+        &self,
+        device: &ImageDevice,
+        now: &mut Shadow,
+        lost: &mut bool,
+        keeps_all: bool,
+    ) -> Result<()> {
         for n in 0..self.below(8) {
             match self.below(12) {
                 0 if !keeps_all && self.child.is_none() => {
-                    self.resize_random(&device, now).await?;
+                    self.resize_random(device, now).await?;
                     *lost = true;
                 }
                 1 if !keeps_all => {
                     let name = format!("t{n}{}", self.below(1 << 30));
-                    self.snap_random(&device, now, name).await?;
+                    self.snap_random(device, now, name).await?;
                     *lost = true;
                 }
                 2 if !keeps_all && self.child.is_none() => {
@@ -109,13 +137,50 @@ impl Case {
                         now.head = bytes;
                     }
                 }
-                _ => self.write_random(&device, now).await?,
+                _ => self.write_random(device, now).await?,
             }
             let bytes = device.read(0, device.size()).await?;
             assert!(bytes == now.head, "seed {}: HEAD through the device", self.seed);
         }
+        Ok(())
+    }
+
+    /// Executes while a client uses the target, on stores where what is asked at once happens in any order, and another reads
+    /// its snapshots. The copy comes to its end, which is told, or is stopped when the clients are.
+    async fn copy_beside_clients(&self, now: &mut Shadow, lost: &mut bool, keeps_all: bool) -> Result<bool> {
+        let stores = self.late_process();
+        let target = self.target.clone();
+        let pool = self.pool_in(&stores, &target).await;
+        let mut ends = Ends::find(&pool, target.name).await?;
+        let device = ImageDevice::open(ends.open_target().await?).await?;
+        let (control, is_stopped) = (Control::default(), self.below(2) == 0);
+        let mut quiet = silent;
+        let copy = execute(&mut ends, &device, &control, &mut quiet);
+        let clients = async {
+            for _ in 0..1 + self.below(3) {
+                self.use_device(&device, now, lost, keeps_all).await?;
+            }
+            if is_stopped {
+                control.cancel();
+            }
+            Ok(())
+        };
+        let both = async { join(copy, clients).await };
+        let (copied, used): (_, Result<()>) = match select(pin!(both), pin!(device.attend())).await {
+            Either::Left((both, _)) => both,
+            Either::Right((ended, _)) => panic!("seed {}: attending ended: {ended:?}", self.seed),
+        };
+        used?;
+        let is_executed = match copied {
+            Ok(_) => true,
+            Err(e) if is_stopped && e.kind() == ErrorKind::Unavailable => false,
+            Err(e) => return Err(e),
+        };
+        self.trace(&format!("copied beside clients: {is_executed}"));
         device.close().await?;
-        self.check("used", &target, now).await
+        self.check("copied beside clients", &target, now).await?;
+        self.check_child("copied beside clients").await?;
+        Ok(is_executed)
     }
 
     /// Executes a part, and uses the target in between.
@@ -135,7 +200,7 @@ impl Case {
 
     async fn execute_in(&self, pool: &ferry_image::pool::Pool, name: &str) -> Result<()> {
         let mut ends = Ends::find(pool, name).await?;
-        let device = ferry_image::device::ImageDevice::open(ends.open_target().await?).await?;
+        let device = ImageDevice::open(ends.open_target().await?).await?;
         execute(&mut ends, &device, &Control::default(), &mut silent).await?;
         device.close().await
     }
@@ -191,7 +256,7 @@ impl Case {
         for n in 0..=deaths {
             let (faults, stores) = self.process();
             if n < deaths {
-                self.arm(&faults, CHANGES);
+                self.arm_soon(&faults);
             }
             match self.attempt(verb, &stores, n > 0).await {
                 Ok(()) => {
@@ -200,12 +265,19 @@ impl Case {
                 }
                 Err(e) if faults.is_dead() => {
                     self.trace(&format!("{verb:?} dies: {}", e.chain()));
+                    self.tally.add(1, faults.armed.load(Ordering::Relaxed) << 8 | verb as u64);
                     self.look_at_remains(verb).await?;
                 }
                 Err(e) => return Err(e.with("verb", format!("{verb:?} {n}"))),
             }
         }
         Err(Error::invalid("a verb that never ends"))
+    }
+
+    /// Lets death come, or not, before a verb is done.
+    pub(crate) fn arm_soon(&self, faults: &Faults) {
+        let within = CHANGES[usize::try_from(self.below(3)).unwrap()];
+        self.arm(faults, within);
     }
 
     /// After a death: what is there reads as it should.
@@ -270,10 +342,10 @@ impl Case {
         self.set_up().await.unwrap();
         self.to_the_end(Verb::Prepare).await.unwrap();
         let (faults, stores) = self.process();
-        faults.flip.store(i64::try_from(self.below(6)).unwrap(), std::sync::atomic::Ordering::Relaxed);
+        faults.flip.store(i64::try_from(self.below(6)).unwrap(), Ordering::Relaxed);
         let pool = self.pool_in(&stores, &self.target.clone()).await;
         self.execute_in(&pool, self.target.name).await.unwrap();
-        let flipped = faults.flipped.load(std::sync::atomic::Ordering::Relaxed);
+        let flipped = faults.flipped.load(Ordering::Relaxed);
         let ends = Ends::find(&pool, self.target.name).await.unwrap();
         let committed = commit(ends, CommitOptions { force: true, unverified: false }, &mut silent).await;
         let kind = committed.map(drop).map_err(|e| e.kind());
