@@ -35,8 +35,8 @@ use crate::sources::Sources;
 use crate::spec::ImageSpec;
 use steward::Steward;
 
-/// Threads for what is served. More than there are cores: a device keeps its caller waiting while it reads from a disk.
-const WORKERS: usize = 8;
+/// Threads for what is not a client's request, which the server of exports has threads of its own for.
+const WORKERS: usize = 4;
 
 /// How long a process stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

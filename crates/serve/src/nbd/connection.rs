@@ -10,6 +10,7 @@
 //! - One flush runs at a time; those that come meanwhile share the next one.
 //! - Nothing is under way once [`Connection::run`] returned.
 
+mod gather;
 mod input;
 mod large;
 mod output;
@@ -29,6 +30,7 @@ use futures_util::stream::{FuturesUnordered, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
+use self::gather::{Gather, NAP};
 use self::input::Input;
 use self::large::{LargeRead, LargeWrite, Receiving};
 use self::output::Output;
@@ -80,6 +82,9 @@ pub(super) struct Connection<S> {
     /// Whether no request is taken in any more, and why.
     ending: Option<End>,
     tally: Option<Tally>,
+    gather: Gather,
+    /// Requests answered since the last look at what came in.
+    answered: u32,
     /// When the last request was done.
     now: Instant,
     pace: Arc<Pace>,
@@ -190,6 +195,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             entering: None,
             ending: None,
             tally: None,
+            gather: Gather::new(Instant::now()),
+            answered: 0,
             now: Instant::now(),
             pace: Arc::default(),
             reads: (0, 0),
@@ -234,6 +241,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(Ok(end));
             }
             if blocked == Blocked::Input && self.ending.is_none() {
+                if is_written.is_ready() && self.naps(cx) {
+                    return Poll::Pending;
+                }
                 match self.poll_input(cx)? {
                     Poll::Ready(true) => is_moving = true,
                     Poll::Ready(false) => {
@@ -250,6 +260,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Lets requests come together where that is better; whether it did. The task is polled again once the reactor has looked
+    /// at what came in.
+    fn naps(&mut self, cx: &mut Context<'_>) -> bool {
+        let answered = std::mem::take(&mut self.answered);
+        if answered == 0 || !self.work.is_empty() || !matches!(self.stage, Stage::Head) {
+            return false;
+        }
+        if !self.gather.round(self.now, answered) {
+            return false;
+        }
+        self.count_up();
+        std::thread::sleep(NAP);
+        let again = std::pin::pin!(tokio::task::yield_now());
+        again.poll(cx).is_pending()
     }
 
     /// Waits for what is under way.

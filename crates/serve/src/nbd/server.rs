@@ -5,12 +5,13 @@
 //! - A client that attaches to an export that is being removed is ended like those who came before it.
 
 mod listen;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ferry_core::{Error, ErrorKind, Result};
@@ -20,8 +21,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::listen::Listening;
+use self::listen::{Arrived, Listening};
 pub use self::listen::{Listener, Security};
+use self::threads::{THREADS, Threads};
 use super::budget::Budget;
 use super::client::{Client, ClientInfo, Peer};
 use super::connection::{Connection, Shared};
@@ -85,6 +87,8 @@ pub struct Server {
     exports: Arc<Exports>,
     options: Options,
     runtime: Handle,
+    /// Where connections live; started for the first one.
+    threads: OnceLock<Threads>,
     shared: Arc<Shared>,
     clients: Mutex<Clients>,
     /// Rung when a client is gone.
@@ -132,20 +136,20 @@ impl Drop for Listed {
 }
 
 impl Server {
-    /// A server of `exports`, on the threads of `runtime`: a multi-threaded one, as devices keep their caller waiting.
+    /// A server of `exports`: `runtime` takes clients in, and threads of its own serve them, as devices keep their caller waiting.
     #[must_use]
     pub fn new(exports: Arc<Exports>, options: Options, runtime: Handle) -> Arc<Self> {
         // One thread is left for everybody else where flushes keep the others waiting.
-        let blockable = runtime.metrics().num_workers().saturating_sub(1).max(1);
         let shared = Shared {
             budget: Arc::new(Budget::new(options.budget_bytes)),
             traffic: Traffic::default(),
-            blockable: Semaphore::new(blockable),
+            blockable: Semaphore::new(THREADS - 1),
         };
         Arc::new(Self {
             exports,
             options,
             runtime,
+            threads: OnceLock::new(),
             shared: Arc::new(shared),
             clients: Mutex::default(),
             gone: Notify::new(),
@@ -321,15 +325,18 @@ impl Server {
         Some(Listed { server: Arc::clone(self), client, id })
     }
 
-    /// Serves one client on a task of its own.
-    fn spawn<S>(self: &Arc<Self>, stream: S, peer: Peer, security: Security)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    /// Serves one client on a task of its own, and a thread that it shares with few.
+    fn spawn<A: Arrived>(self: &Arc<Self>, arrived: A, peer: Peer, security: Security) {
         let Some(listed) = self.admit(peer) else { return };
         let (server, id) = (Arc::clone(self), listed.id);
-        let task = self.runtime.spawn(async move {
-            server.serve(stream, &security, &listed.client).await;
+        let seat = self.threads().and_then(Threads::seat);
+        let runtime = seat.as_ref().map_or_else(|| self.runtime.clone(), |seat| seat.runtime.clone());
+        let task = runtime.spawn(async move {
+            let _seat = seat;
+            match arrived.settle() {
+                Ok(stream) => server.serve(stream, &security, &listed.client).await,
+                Err(_) => drop(server.refused[1].fetch_add(1, Ordering::Relaxed)),
+            }
         });
         // Where it ended already there is nothing to abort.
         if let Some((_, abort)) = self.clients().by_id.get_mut(&id) {
@@ -400,6 +407,15 @@ impl Server {
         if Box::pin(connection.run()).await.is_err() {
             self.refused[2].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The threads of connections, unless the system has none to give: they live on the runtime then.
+    fn threads(&self) -> Option<&Threads> {
+        if self.threads.get().is_none() {
+            // Two at once make them twice, and one of them is dropped.
+            self.threads.set(Threads::start().ok()?).ok();
+        }
+        self.threads.get()
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {

@@ -332,6 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Counts a request that is answered: how long it took is known when the round is over, as its reply goes out no sooner.
     pub(super) fn count(&mut self, request: &Request, is_well: bool, began: Instant) {
         let bytes = is_well.then_some(u64::from(request.length));
+        self.answered = self.answered.saturating_add(1);
         let waited = self.now.saturating_duration_since(began);
         self.tally.get_or_insert_default().count(request.command.sort(), bytes, waited);
     }

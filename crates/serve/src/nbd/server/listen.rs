@@ -1,7 +1,7 @@
 //! Sockets that clients connect to.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ferry_core::{Error, ErrorKind, Result};
 use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -70,8 +71,8 @@ impl Listening {
                 let accepted = accepting.accept().await;
                 let Some(server) = server.upgrade() else { return };
                 match accepted {
-                    Ok(Accepted::Unix(stream, peer)) => server.spawn(stream, peer, security.clone()),
-                    Ok(Accepted::Tcp(stream, peer)) => server.spawn(stream, peer, security.clone()),
+                    Ok(Accepted::Unix(arrived, peer)) => server.spawn(arrived, peer, security.clone()),
+                    Ok(Accepted::Tcp(arrived, peer)) => server.spawn(arrived, peer, security.clone()),
                     // Out of descriptors, or a client that was gone before it was there: neither is for ever.
                     Err(_) => tokio::time::sleep(REST).await,
                 }
@@ -100,8 +101,33 @@ impl Drop for Listening {
 
 /// A client that connected.
 enum Accepted {
-    Unix(UnixStream, Peer),
-    Tcp(TcpStream, Peer),
+    Unix(StdUnixStream, Peer),
+    Tcp(StdTcpStream, Peer),
+}
+
+/// A stream between the reactor that took it in and the one that serves it.
+pub(super) trait Arrived: Send + 'static {
+    /// What it is served as.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Takes its place in the runtime that this is called in.
+    fn settle(self) -> io::Result<Self::Stream>;
+}
+
+impl Arrived for StdUnixStream {
+    type Stream = UnixStream;
+
+    fn settle(self) -> io::Result<UnixStream> {
+        UnixStream::from_std(self)
+    }
+}
+
+impl Arrived for StdTcpStream {
+    type Stream = TcpStream;
+
+    fn settle(self) -> io::Result<TcpStream> {
+        TcpStream::from_std(self)
+    }
 }
 
 impl Accepting {
@@ -110,12 +136,12 @@ impl Accepting {
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let who = stream.peer_cred()?;
-                Ok(Accepted::Unix(stream, Peer::Local { pid: who.pid(), uid: who.uid() }))
+                Ok(Accepted::Unix(stream.into_std()?, Peer::Local { pid: who.pid(), uid: who.uid() }))
             }
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 watch_over(&stream)?;
-                Ok(Accepted::Tcp(stream, Peer::Remote(address)))
+                Ok(Accepted::Tcp(stream.into_std()?, Peer::Remote(address)))
             }
         }
     }
