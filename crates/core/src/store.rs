@@ -604,6 +604,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Takes a lock from whoever holds it: `locker` and `cookie` name the holder. `NotFound` (2).
     fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()>;
 
+    /// Cuts the client at `address` off, as a lock tells it: nothing it sends from when this returns on has an effect, here or
+    /// elsewhere in the store, for at least an hour. Done before a lock is taken from a client that may still be alive somewhere.
+    /// Where all clients of a store live in one process, there is nothing to cut off.
+    ///
+    /// Errors: `Denied` (13, 1) where this client may not.
+    fn cut_off(&self, address: &str) -> Reply<()>;
+
     /// Who holds the lock `name` on the object; no holders where it is free.
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo>;
 

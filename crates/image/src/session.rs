@@ -6,8 +6,8 @@
 //!
 //! Invariants
 //! - The lock's cookie names the watch of the same client, so that others can see whether the owner lives.
-//! - A lock whose owner no longer watches is broken; one whose owner lives is asked for; one that a person took by hand
-//!   (`lock add`) is left alone.
+//! - A lock whose owner no longer watches is broken, after the owner was cut off from the store: it may live on where nobody
+//!   reaches it, with writes under way. One whose owner lives is asked for; one that a person took by hand (`lock add`) is left alone.
 //! - While a message is sent, messages that come in are answered: a client waits for itself too.
 
 use std::future::poll_fn;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry_core::lock::{LockKind, LockRequest, Locker, UnlockRequest};
 use ferry_core::watch::{Notification, NotifyReply, WatchEvent, WatchReceiver};
-use ferry_core::{Errno, Error, ErrorKind, ObjectId, Result, Store};
+use ferry_core::{ClientId, Errno, Error, ErrorKind, ObjectId, Result, Store};
 use futures_util::future::{Either, select};
 use futures_util::lock::Mutex;
 
@@ -30,6 +30,18 @@ use crate::encoding::{LOCK_NAME, LOCK_TAG, Message, NotifyClient, decode_respons
 pub(crate) const NOTIFY_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the lock is tried for before giving up; each round waits for an owner to let go, who may be faster to take it again.
 const ACQUIRE_ROUNDS_MAX: usize = 1024;
+/// How often an owner may leave a request unanswered before it is told as busy. The watch of one that died ends after 30 seconds
+/// (`osd_client_watch_timeout`), so this sees the end of it.
+const SILENT_ROUNDS_MAX: usize = 4;
+
+/// What came of trying to have the lock freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// It may be free now.
+    Made,
+    /// Its owner is registered and says nothing.
+    Silent,
+}
 
 #[derive(Debug, Default)]
 struct Heard {
@@ -157,6 +169,7 @@ impl Session {
             description: String::new(),
             renew: false,
         };
+        let mut silent = 0;
         for _ in 0..ACQUIRE_ROUNDS_MAX {
             match self.store.lock(&self.header, request.clone()).await {
                 Ok(()) => {
@@ -168,7 +181,13 @@ impl Session {
                     self.owner.store(true, Ordering::Release);
                     return Ok(());
                 }
-                Err(e) if e.kind() == ErrorKind::Busy => self.make_room().await?,
+                Err(e) if e.kind() == ErrorKind::Busy => {
+                    silent += usize::from(self.make_room().await? == Room::Silent);
+                    if silent >= SILENT_ROUNDS_MAX {
+                        let text = "the image's owner does not answer for its lock";
+                        return Err(Error::busy(text).with("object", &self.header));
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -176,9 +195,9 @@ impl Session {
     }
 
     /// Sees to it that the lock may be free: breaks a dead owner's, asks a living one.
-    async fn make_room(&self) -> Result<()> {
+    async fn make_room(&self) -> Result<Room> {
         let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
-        let Some(locker) = info.lockers.first() else { return Ok(()) };
+        let Some(locker) = info.lockers.first() else { return Ok(Room::Made) };
         let handle = locker.cookie.strip_prefix("auto ").and_then(|n| n.parse::<u64>().ok());
         let (Some(handle), true) = (handle, info.tag == LOCK_TAG) else {
             return Err(Error::busy("image is locked by hand")
@@ -191,20 +210,31 @@ impl Session {
                 return self.break_dead(locker).await;
             }
         }
-        self.request_lock(locker).await
+        self.request_lock(locker, handle).await
     }
 
     /// Breaks the lock of an owner that is gone.
-    async fn break_dead(&self, locker: &Locker) -> Result<()> {
+    async fn break_dead(&self, locker: &Locker) -> Result<Room> {
+        // What another session of this client left behind has no requests under way.
+        if locker.client != self.store.client() {
+            self.store.cut_off(&locker.address).await?;
+        }
         let request = UnlockRequest { name: LOCK_NAME.to_owned(), cookie: locker.cookie.clone() };
         match self.store.break_lock(&self.header, request, locker.client).await {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            // Or it was gone already.
+            Ok(()) | Err(_) => Ok(Room::Made),
         }
     }
 
+    /// Whether `locker` still holds the lock.
+    async fn is_held_by(&self, locker: &Locker) -> Result<bool> {
+        let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
+        Ok(info.lockers.iter().any(|l| l.client == locker.client && l.cookie == locker.cookie))
+    }
+
     /// Asks the owner for the lock and waits until it lets go.
-    async fn request_lock(&self, locker: &Locker) -> Result<()> {
+    async fn request_lock(&self, locker: &Locker, handle: u64) -> Result<Room> {
         let seen = self.heard().changes;
         let reply = self.notify(&Message::RequestLock { client: self.client(), force: false }).await?;
         let mut agreed = false;
@@ -224,20 +254,23 @@ impl Session {
             }
         }
         if !agreed {
-            if reply.timed_out.iter().any(|(client, _)| *client == locker.client) {
-                let text = "the image's owner does not answer for its lock";
-                return Err(Error::busy(text).with("owner", &locker.address));
+            let is_owner = |client: ClientId, watch: u64| client == locker.client && watch == handle;
+            if reply.timed_out.iter().any(|(client, watch)| is_owner(*client, watch.0)) {
+                return Ok(Room::Silent);
+            }
+            // A message reaches all who watch: one who neither answered nor was waited for does not watch any more.
+            let is_watching = reply.answers.iter().any(|(client, watch, _)| is_owner(*client, watch.0));
+            if !is_watching && self.is_held_by(locker).await? {
+                return self.break_dead(locker).await;
             }
             // It let go while it was asked, or does not know yet that it is the owner: the next round finds out.
-            return Ok(());
+            return Ok(Room::Made);
         }
         loop {
-            let info = self.store.lock_info(&self.header, LOCK_NAME).await?;
-            let is_theirs =
-                info.lockers.iter().any(|l| l.client == locker.client && l.cookie == locker.cookie);
+            let is_theirs = self.is_held_by(locker).await?;
             // They may have let go and taken it again already: then they are asked again.
             if !is_theirs || self.heard().changes > seen {
-                return Ok(());
+                return Ok(Room::Made);
             }
             // Whoever attends the image may take the message that the lock is free.
             match select(pin!(self.next_event()), pin!(self.heard_beyond(seen))).await {

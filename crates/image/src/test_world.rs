@@ -225,6 +225,10 @@ impl Store for DyingStore {
         self.change(|| self.inner.break_lock(object, request, locker))
     }
 
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        self.change(|| self.inner.cut_off(address))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         self.read_through(|| self.inner.lock_info(object, name))
     }

@@ -22,7 +22,7 @@ use ferry_core::{Error, Namespace, PoolId, PoolStats, Result, SnapId};
 use self::completion::InFlight;
 use crate::errno::{check, error};
 use crate::ffi::{Api, load, rados_ioctx_t, rados_pool_stat_t, rados_t};
-use crate::limits::{MONITOR_TIMEOUT_SECONDS, NAME_MAX};
+use crate::limits::{BLOCKLIST_SECONDS, MONITOR_TIMEOUT_SECONDS, NAME_MAX};
 
 /// How to reach a cluster.
 #[derive(Clone, Debug, Default)]
@@ -205,6 +205,16 @@ impl Cluster {
         // SAFETY: the name ends in NUL.
         let removed = unsafe { (self.api.rados_pool_delete)(self.raw, c_name.as_ptr()) };
         check(removed, "removing a pool").map_err(|e| e.with("pool", name)).map(drop)
+    }
+
+    /// Puts a client on the list of those that nobody listens to, and waits until this client's requests say so too.
+    pub(crate) fn cut_off(&self, address: &str) -> Result<()> {
+        let c_address = c_string(address)?;
+        // SAFETY: the address ends in NUL.
+        let listed =
+            unsafe { (self.api.rados_blocklist_add)(self.raw, c_address.as_ptr(), BLOCKLIST_SECONDS) };
+        check(listed, "cutting a client off")?;
+        self.catch_up()
     }
 
     /// The store is gone.

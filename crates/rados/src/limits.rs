@@ -19,3 +19,6 @@ pub(crate) const NOTIFY_SECONDS_MAX: u64 = 86_400;
 
 /// Most pages of omap entries read past to get behind a key librados cannot name.
 pub(crate) const OMAP_SKIP_MAX: u64 = ferry_core::limits::OMAP_PAGE_MAX as u64;
+
+/// How long a client that lost its lock is not listened to: as `rbd` has it (`mon_osd_blocklist_default_expire`). Seconds.
+pub(crate) const BLOCKLIST_SECONDS: u32 = 3600;

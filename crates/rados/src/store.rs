@@ -311,6 +311,10 @@ impl Store for RadosStore {
         self.lock_step(object, c"break_lock", &break_input(&request, locker))
     }
 
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        Reply::ready(self.cluster.cut_off(address).map_err(|e| e.with("address", address)))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         let ask = ReadOp { xattrs: true, ..ReadOp::default() };
         let (asked, name) = (self.submit_read(object, SnapId::HEAD, ask), format!("lock.{name}"));

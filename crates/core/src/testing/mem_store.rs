@@ -346,6 +346,11 @@ impl Store for MemStore {
         Reply::ready(self.with_lock(object, &request.name, |info| info.drop_hold(locker, &request.cookie)))
     }
 
+    fn cut_off(&self, _address: &str) -> Reply<()> {
+        // Its clients live in this process.
+        Reply::ready(Ok(()))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         let state = self.state();
         Reply::ready(state.existing(object).and_then(|o| {

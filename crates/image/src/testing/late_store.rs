@@ -163,6 +163,11 @@ impl Store for LateStore {
         self.later(move |s| s.break_lock(&object, request, locker))
     }
 
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        let address = address.to_owned();
+        self.later(move |s| s.cut_off(&address))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         let (object, name) = (object.clone(), name.to_owned());
         self.later(move |s| s.lock_info(&object, &name))

@@ -165,6 +165,10 @@ impl Store for FaultStore {
     fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
         self.change(|s| s.break_lock(object, request, locker))
     }
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        self.change(|s| s.cut_off(address))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         self.ask(|s| s.lock_info(object, name))
     }

@@ -247,6 +247,10 @@ impl Store for FaultyStore {
         self.faults.counted(self.store.break_lock(object, request, locker))
     }
 
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        self.store.cut_off(address)
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         self.store.lock_info(object, name)
     }
