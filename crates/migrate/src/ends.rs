@@ -236,9 +236,7 @@ impl Ends {
 /// Whether an image is the target of an import.
 fn is_import(header: &Header) -> bool {
     match (&header.migration, &header.intent) {
-        (Some(record), intent) => {
-            !record.source_spec.is_empty() || intent.as_ref().is_some_and(|i| i.origin.is_some())
-        }
+        (Some(record), intent) => record.is_import() || intent.as_ref().is_some_and(|i| i.origin.is_some()),
         // A note that only says that an import was under way was left by another program's commit.
         (None, Some(intent)) => intent.origin.is_some() && intent.phase != MigrationPhase::Underway,
         (None, None) => false,
@@ -250,9 +248,14 @@ async fn peer(pool: &Pool, header: &Header) -> Result<End> {
     let intent = header.intent.as_ref();
     let (id, namespace, name, image_id): (PoolId, &Namespace, &str, &str) = match (&header.migration, intent)
     {
-        (Some(r), _) => (r.pool, &r.namespace, &r.image_name, &r.image_id),
-        (None, Some(i)) => (i.peer.pool, &i.peer.namespace, &i.peer.name, &i.peer.id),
-        (None, None) => return Err(Error::invalid("image is not migrating")),
+        (Some(r), None) if r.is_far() => {
+            return Err(Error::corrupt(
+                "the migration's other end is in another store, and no note tells where",
+            ));
+        }
+        (Some(r), _) if !r.is_far() => (r.pool, &r.namespace, &r.image_name, &r.image_id),
+        (_, Some(i)) => (i.peer.pool, &i.peer.namespace, &i.peer.name, &i.peer.id),
+        (_, None) => return Err(Error::invalid("image is not migrating")),
     };
     let store = match intent {
         Some(i) if i.peer.store != pool.store.identity() => {

@@ -258,7 +258,7 @@ impl<'a> Plan<'a> {
     /// Tells the source that it is moved, and where.
     async fn mark_source(&self, source: &mut Image) -> Result<()> {
         source.is_end = true;
-        let record = self.record(MigrationSide::Source, self.target, self.name, &self.id);
+        let record = self.record(MigrationSide::Source, &source.pool, self.target, self.name, &self.id);
         let intent = self.intent(self.target, self.name, &self.id);
         source
             .update_header(|h| {
@@ -269,8 +269,9 @@ impl<'a> Plan<'a> {
             .await
     }
 
-    fn record(&self, side: MigrationSide, peer: &Pool, name: &str, id: &str) -> MigrationRecord {
-        MigrationRecord {
+    /// The record of the end in `own` of a migration whose other end is `name` in `peer`.
+    fn record(&self, side: MigrationSide, own: &Pool, peer: &Pool, name: &str, id: &str) -> MigrationRecord {
+        let record = MigrationRecord {
             side,
             pool: peer.id(),
             namespace: peer.namespace.clone(),
@@ -285,7 +286,8 @@ impl<'a> Plan<'a> {
             mirror_mode: 0,
             source_spec: String::new(),
             newer: false,
-        }
+        };
+        if own.store.identity() == peer.store.identity() { record } else { record.far() }
     }
 
     fn intent(&self, peer: &Pool, name: &str, id: &str) -> MigrationIntent {
@@ -317,7 +319,8 @@ impl<'a> Plan<'a> {
         options.metadata.clone_from(&from.metadata);
         let mut header = new_header(self.target, &self.id, &options, self.layout, self.features);
         let data_pool = header.data_pool_or(self.target.id());
-        let mut record = self.record(MigrationSide::Target, &source.pool, &source.name, &source.id);
+        let mut record =
+            self.record(MigrationSide::Target, self.target, &source.pool, &source.name, &source.id);
         record.overlap = from.size;
         for snap in from.snaps.values() {
             let id = self.target.store.allocate_snap(data_pool).await?;

@@ -84,12 +84,24 @@ impl fmt::Display for MigrationState {
     }
 }
 
+/// The source spec of a record whose other end is in another store. Pool numbers mean nothing there, so `rbd` must not look
+/// for it: it refuses specs of types it does not know. The note beside the record tells where the other end is.
+const FAR_SPEC: &str = r#"{"type":"ferry"}"#;
+
+/// The oldest reader of such a record, until all data is here: none that `rbd` will be for long. The spec alone would not keep
+/// `rbd migration abort` away, which removes the target of an import without looking at its source: what was written since
+/// prepare would be lost.
+const FERRY_ONLY: u8 = 0xff;
+
+/// The pool in such a record: none.
+const NO_POOL: PoolId = PoolId(-1);
+
 /// One end's record of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationRecord {
     /// Which end this is.
     pub side: MigrationSide,
-    /// Pool of the other end; -1 where the source is foreign.
+    /// Pool of the other end; -1 where that is foreign or in another store.
     pub pool: PoolId,
     /// Namespace of the other end.
     pub namespace: Namespace,
@@ -111,20 +123,40 @@ pub struct MigrationRecord {
     pub description: String,
     /// 0 journal, 1 snapshot.
     pub mirror_mode: u8,
-    /// JSON that tells where a foreign source is; else empty.
+    /// JSON that tells where a foreign source is, or that the other end is in another store; else empty.
     pub source_spec: String,
     /// Whether a newer release wrote it.
     pub newer: bool,
 }
 
 impl MigrationRecord {
+    /// The same, of a migration whose other end is in another store.
+    #[must_use]
+    pub fn far(self) -> Self {
+        Self { pool: NO_POOL, source_spec: FAR_SPEC.to_owned(), ..self }
+    }
+
+    /// Whether the other end is in another store: only the note tells where.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.source_spec == FAR_SPEC
+    }
+
+    /// Whether the source is named by a source spec.
+    #[must_use]
+    pub fn is_import(&self) -> bool {
+        !self.source_spec.is_empty() && !self.is_far()
+    }
+
     /// Reads the value of key `migration`.
     ///
     /// # Errors
     /// `Corrupt`, `Unsupported`.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
+        // Everything else about it is as in other records.
+        let known = if bytes.starts_with(&[VERSION, FERRY_ONLY]) { FERRY_ONLY } else { VERSION };
         let mut d = Decoder::new(bytes);
-        let record = d.frame(VERSION, |d, version| {
+        let record = d.frame(known, |d, version| {
             let side = match d.u8()? {
                 1 => MigrationSide::Source,
                 2 => MigrationSide::Target,
@@ -170,7 +202,13 @@ impl MigrationRecord {
     /// Never: there are fewer than 4 billion snapshots.
     pub fn encode(&self) -> Result<Bytes> {
         refuse_newer(self.newer, "migration")?;
-        let compat = if self.source_spec.is_empty() { 1 } else { VERSION };
+        let compat = if self.source_spec.is_empty() {
+            1
+        } else if self.is_far() && self.state != MigrationState::Executed {
+            FERRY_ONLY
+        } else {
+            VERSION
+        };
         let mut e = Encoder::new();
         e.frame(VERSION, compat, |e| {
             e.u8(match self.side {

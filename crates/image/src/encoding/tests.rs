@@ -225,6 +225,46 @@ fn migrations_are_as_in_the_reference() {
     let encoded = import.encode().unwrap();
     assert_eq!(encoded[..2], [3, 3], "only readers that know source specs may read it");
     assert_eq!(MigrationRecord::decode(&encoded).unwrap(), import);
+    assert!(import.is_import() && !import.is_far());
+}
+
+#[test]
+fn a_migration_from_another_store_is_for_ferry_alone_until_it_is_executed() {
+    let record = MigrationRecord {
+        side: MigrationSide::Target,
+        pool: PoolId(7),
+        namespace: Namespace::default(),
+        image_name: "a".to_owned(),
+        image_id: "1002".to_owned(),
+        snap_seqs: [(1, 4)].into(),
+        overlap: 1 << 20,
+        flatten: false,
+        mirroring: false,
+        state: MigrationState::Prepared,
+        description: String::new(),
+        mirror_mode: 0,
+        source_spec: String::new(),
+        newer: false,
+    };
+    let mut far = record.clone().far();
+    assert!(far.is_far() && !far.is_import() && !record.is_far());
+    assert_eq!(far.pool, PoolId(-1), "a pool's number means nothing in another store");
+    for (state, oldest_reader) in [
+        (MigrationState::Preparing, 0xff),
+        (MigrationState::Prepared, 0xff),
+        (MigrationState::Executing, 0xff),
+        (MigrationState::Executed, 3),
+        (MigrationState::Aborting, 0xff),
+    ] {
+        far.state = state;
+        let encoded = far.encode().unwrap();
+        assert_eq!(encoded[..2], [3, oldest_reader], "{state}");
+        assert_eq!(MigrationRecord::decode(&encoded).unwrap(), far);
+    }
+    // What a newer release writes stays unreadable.
+    let mut newer = far.encode().unwrap().to_vec();
+    newer[0] = 4;
+    assert_eq!(MigrationRecord::decode(&newer).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]

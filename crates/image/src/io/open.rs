@@ -57,9 +57,7 @@ pub async fn open_origin(pool: &Pool, header: &Header, snap: SnapId) -> Result<A
             Ok(Ancestor::Image(Arc::new(revision)))
         }
         // Prepared by another program, which notes nothing of the source.
-        (Some(record), None) if !record.source_spec.is_empty() => {
-            open_foreign(pool, record, None, snap).await
-        }
+        (Some(record), None) if record.is_import() => open_foreign(pool, record, None, snap).await,
         _ => Err(Error::invalid("the image is not the target of an import")),
     }
 }
@@ -205,10 +203,17 @@ async fn resolve_source(
             return open_foreign(pool, record, Some(pin), link.snap).await.map(Above::Foreign);
         }
         // Prepared by another program, which notes nothing of the source.
-        None if !record.source_spec.is_empty() => {
+        None if record.is_import() => {
             return open_foreign(pool, record, None, link.snap).await.map(Above::Foreign);
         }
         None => {}
+    }
+    if record.is_far() {
+        let note = intent.ok_or_else(|| {
+            Error::corrupt("the migration's source is in another store, and no note tells where")
+        })?;
+        let (place, object) = other_end(&from.store, pool, &note).await?;
+        return Ok(Above::Image(place, object, link.snap));
     }
     let store = match intent {
         Some(intent) => find_store(&from.store, &*pool.peers, intent.peer.store, &intent.peer.place).await?,
