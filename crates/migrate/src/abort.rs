@@ -10,20 +10,32 @@
 //!   source: the note goes
 //! ```
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use ferry_core::{Error, ErrorKind, ExtentState, Result, SnapId};
 use ferry_image::diff::Diff;
 use ferry_image::encoding::{
     MigrationIntent, MigrationPhase, MigrationState, SnapshotNamespace, TrashSource, TrashState,
 };
+use ferry_image::image::Image;
 use ferry_image::io::Io;
 use ferry_image::pool::Pool;
 use ferry_image::progress::{Progress, silent};
+use ferry_image::zeroes::is_zero;
 use ferry_image::{remove, trash};
 use futures_util::TryStreamExt;
 
 use crate::children;
 use crate::ends::{End, Ends};
 use crate::removal::remove_end;
+use crate::verify::{self, STEP};
+
+/// What the record of a target says that had all data before it was given up.
+const WAS_EXECUTED: &str = "was executed";
+
+/// What is compared and written at once where nothing tells what was written. Bytes.
+const BLOCK: usize = 4096;
 
 /// What an abort may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,9 +60,10 @@ pub fn losses(ends: &Ends) -> Result<Losses> {
     let (Some(target), Some(source)) = (&ends.target.header, &ends.source.header) else {
         return Ok(Losses::default());
     };
-    let (Some(record), Some(base)) = (&target.migration, target.base()) else { return Ok(Losses::default()) };
-    if target.size != base.size {
-        what.push(format!("its size was changed from {} to {} bytes", base.size, target.size));
+    let Some(record) = &target.migration else { return Ok(Losses::default()) };
+    // The source's has not changed since.
+    if target.size != source.size {
+        what.push(format!("its size was changed from {} to {} bytes", source.size, target.size));
     }
     let from = |snap: SnapId| record.source_snap(snap).and_then(|s| source.snaps.get(&s));
     for snap in target.snaps.values().filter(|s| s.namespace == SnapshotNamespace::User) {
@@ -161,10 +174,13 @@ fn is_same_place(ends: &Ends) -> bool {
         && source.name == target.name
 }
 
-/// Closes the target to writers.
+/// Closes the target to writers. Its record still tells whether all data had been copied: only then is what is missing on it
+/// missing.
 async fn begin(ends: &mut Ends) -> Result<()> {
     if ends.target.state() != Some(MigrationState::Aborting) {
-        ends.target.set_state(MigrationState::Aborting, "").await?;
+        let was_executed = ends.target.state() == Some(MigrationState::Executed);
+        let description = if was_executed { WAS_EXECUTED } else { "" };
+        ends.target.set_state(MigrationState::Aborting, description).await?;
     }
     if ends.source.state() != Some(MigrationState::Aborting) {
         ends.source.set_state(MigrationState::Aborting, "").await?;
@@ -176,9 +192,7 @@ async fn begin(ends: &mut Ends) -> Result<()> {
 async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
     let target = children::as_image(&ends.target)?;
     if target.header.base().is_none() {
-        return Err(Error::unsupported(
-            "the migration was prepared by another program: only that knows what was written since",
-        ));
+        return carry_back_differences(ends, target, progress).await;
     }
     let diff = Diff::since_prepare(&target).await?;
     let mut source = ends.source.open().await?;
@@ -207,6 +221,54 @@ async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
     let copied: Result<()> = copied.await;
     let closed = source.close().await;
     copied.and(closed)
+}
+
+/// Copies to the source what differs on a target that another program prepared: nothing tells what was written since.
+async fn carry_back_differences(ends: &Ends, mut target: Image, progress: Progress<'_>) -> Result<()> {
+    let steps = verify::ranges(ends, &children::as_image(&ends.source)?, &target).await?;
+    let header = Arc::make_mut(&mut target.header);
+    if let Some(record) = header.migration.as_mut().filter(|r| r.description != WAS_EXECUTED) {
+        // What is missing on it is shown by the source.
+        record.state = MigrationState::Executing;
+    }
+    let shown = target.revision_at(SnapId::HEAD).await?;
+    let mut source = ends.source.open().await?;
+    let copied = async {
+        let before = children::as_image(&ends.source)?.revision_at(SnapId::HEAD).await?;
+        let io = Io::open(&mut source).await?;
+        let size = io.size().min(shown.size);
+        let steps = steps.unwrap_or_else(|| (0..size.div_ceil(STEP)).collect());
+        let total = steps.len() as u64;
+        for (done, step) in (1..).zip(steps) {
+            let offset = step * STEP;
+            let length = STEP.min(size.saturating_sub(offset));
+            if length > 0 {
+                let old = before.read(offset, length).await?.to_vec(offset, length);
+                let new = Bytes::from(shown.read(offset, length).await?.to_vec(offset, length));
+                write_differences(&io, offset, &old, &new).await?;
+            }
+            progress(done, total);
+        }
+        Ok(())
+    };
+    let copied: Result<()> = copied.await;
+    let closed = source.close().await;
+    copied.and(closed)
+}
+
+/// Writes the blocks of `new` that are not as in `old`.
+async fn write_differences(io: &Io, offset: u64, old: &[u8], new: &Bytes) -> Result<()> {
+    let mut at = 0;
+    for (a, b) in old.chunks(BLOCK).zip(new.chunks(BLOCK)) {
+        let place = offset + at as u64;
+        if a != b && is_zero(b) {
+            io.discard(place, b.len() as u64).await?;
+        } else if a != b {
+            io.write(place, new.slice(at..at + b.len())).await?;
+        }
+        at += b.len();
+    }
+    Ok(())
 }
 
 /// Gives the source its clones back.

@@ -57,7 +57,7 @@ impl Verification {
 }
 
 /// Compares both ends of a migration that has been executed, byte by byte. Snapshots taken or removed since prepare are left
-/// out.
+/// out, and so is HEAD where another program prepared the migration.
 ///
 /// # Errors
 /// `Invalid` (22) in another state; those of the stores. A difference is no error.
@@ -77,8 +77,8 @@ pub async fn verify(ends: &Ends, progress: Progress<'_>) -> Result<Verification>
             points.push((Some(name.clone()), snap, to));
         }
     }
-    let base = target.header.base().ok_or_else(|| Error::unsupported("not prepared by ferry"))?;
-    points.push((None, SnapId::HEAD, base.snap));
+    // Where another program prepared it, nothing tells what was written since, and only snapshots can be compared.
+    points.extend(target.header.base().map(|base| (None, SnapId::HEAD, base.snap)));
     let ranges = ranges(ends, &source, &target).await?;
     let total = points.len() as u64;
     let mut verification = Verification::default();
@@ -92,7 +92,7 @@ pub async fn verify(ends: &Ends, progress: Progress<'_>) -> Result<Verification>
 }
 
 /// Numbers of the steps in which either end may have something; `None` for all.
-async fn ranges(ends: &Ends, source: &Image, target: &Image) -> Result<Option<Vec<u64>>> {
+pub(crate) async fn ranges(ends: &Ends, source: &Image, target: &Image) -> Result<Option<Vec<u64>>> {
     let mut steps = Vec::new();
     for (end, image) in [(&ends.source, source), (&ends.target, target)] {
         if image.header.parent_spec().is_some() {
