@@ -89,6 +89,8 @@ bluestore cache autotune = false
 bluestore cache size = 67108864
 osd op num shards = 2
 osd client watch timeout = 10
+# What released snapshots held goes at once, so that tests can count what is left.
+osd snap trim sleep hdd = 0
 # Snapshot ids and pools come from the monitor, which otherwise gathers changes for a second.
 paxos propose interval = 0.02
 paxos min wait = 0.01

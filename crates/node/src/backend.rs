@@ -21,7 +21,7 @@ use faults::FaultyOwned;
 pub use engine::RealStores;
 pub(crate) use faults::Faults;
 pub use owner::{OWNER_WAIT_MAX, Owner, Taken};
-pub(crate) use stoppable::Stoppable;
+pub(crate) use stoppable::{Names, Stoppable};
 
 /// What to do where there is no store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

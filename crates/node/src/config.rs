@@ -6,6 +6,10 @@
 //! rbd = "store"                # relative to the home
 //! fast = "/srv/nvme/ferry"     # a store elsewhere
 //!
+//! [pools.far]                  # a pool of a Ceph cluster
+//! rados_pool = "vms"
+//! conf = "/etc/ceph/ceph.conf"
+//!
 //! [config.global]
 //! rbd_default_order = "22"
 //! ```
@@ -24,6 +28,7 @@ use std::path::{Path, PathBuf};
 use ferry_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::api::{Cluster, ClusterPools};
 use crate::spec::SnapSpec;
 
 /// Name of the configuration file in the home.
@@ -45,12 +50,86 @@ const DEVICES: &str = "devices";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Pools and the directories of their stores, relative to the home.
+    /// Pools and where they are.
     #[serde(default)]
-    pub pools: BTreeMap<String, PathBuf>,
+    pub pools: BTreeMap<String, PoolPlace>,
     /// Settings by section: `global`, `client`, `client.<id>`.
     #[serde(default)]
     pub config: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Config {
+    /// Where a pool of a Ceph cluster is, if `pool` is one.
+    #[must_use]
+    pub fn rados_place(&self, pool: &str) -> Option<&RadosPlace> {
+        match self.pools.get(pool)? {
+            PoolPlace::Rados(place) => Some(place),
+            PoolPlace::Directory(_) => None,
+        }
+    }
+
+    /// Pools of Ceph clusters.
+    pub(crate) fn rados_places(&self) -> impl Iterator<Item = (&String, &RadosPlace)> {
+        self.pools.iter().filter_map(|(name, place)| match place {
+            PoolPlace::Rados(place) => Some((name, place)),
+            PoolPlace::Directory(_) => None,
+        })
+    }
+
+    /// What the home calls the pools of `cluster`, by the names they have there.
+    pub(crate) fn names_in(&self, cluster: &Cluster) -> BTreeMap<String, String> {
+        let there = self.rados_places().filter(|(_, place)| place.cluster().is_same_client(cluster));
+        there.map(|(name, place)| (place.rados_pool.clone(), name.clone())).collect()
+    }
+}
+
+/// Where a pool is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PoolPlace {
+    /// The directory of its store, relative to the home.
+    Directory(PathBuf),
+    /// A pool of a Ceph cluster.
+    Rados(RadosPlace),
+}
+
+impl From<PathBuf> for PoolPlace {
+    fn from(dir: PathBuf) -> Self {
+        Self::Directory(dir)
+    }
+}
+
+/// A pool of a Ceph cluster, and how to get there. No secret is in it: keys are in files that it may name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RadosPlace {
+    /// What the cluster calls the pool.
+    pub rados_pool: String,
+    /// The cluster's configuration file; where Ceph looks for one if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conf: Option<PathBuf>,
+    /// The user without `client.`; `admin` if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Settings that go before the file's: `keyring`, `keyfile`, `mon_host`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+}
+
+impl RadosPlace {
+    /// The pool `rados_pool` of `cluster`.
+    #[must_use]
+    pub fn new(rados_pool: String, cluster: &Cluster) -> Self {
+        let Cluster { conf, user, settings, pools: _ } = cluster.clone();
+        Self { rados_pool, conf, user, settings }
+    }
+
+    /// The cluster, whose other pools keep their names.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        let Self { rados_pool: _, conf, user, settings } = self.clone();
+        Cluster { conf, user, settings, pools: ClusterPools::Unknown }
+    }
 }
 
 /// What the node offers over NBD under one name.
@@ -156,10 +235,26 @@ impl Home {
         self.dir.join(DEVICES)
     }
 
-    /// The directory of the store of `pool`, if the configuration names it.
+    /// The directory of the store of `pool`, if the configuration names one.
     #[must_use]
     pub fn store_of(&self, config: &Config, pool: &str) -> Option<PathBuf> {
-        config.pools.get(pool).map(|path| self.dir.join(path))
+        match config.pools.get(pool)? {
+            PoolPlace::Directory(path) => Some(self.dir.join(path)),
+            PoolPlace::Rados(_) => None,
+        }
+    }
+
+    /// Where `pool` is, for people; nothing for one the configuration does not name.
+    #[must_use]
+    pub fn place_name(&self, config: &Config, pool: &str) -> String {
+        match config.pools.get(pool) {
+            None => String::new(),
+            Some(PoolPlace::Directory(path)) => self.dir.join(path).display().to_string(),
+            Some(PoolPlace::Rados(place)) => {
+                let conf = place.conf.as_deref().map_or("its cluster".into(), Path::to_string_lossy);
+                format!("Ceph pool {} of {conf}", place.rados_pool)
+            }
+        }
     }
 
     /// How the configuration file names a store: inside the home relative to it, so that the home can be moved.

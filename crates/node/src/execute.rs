@@ -43,7 +43,9 @@ use crate::api::{
     Cluster, ClusterPools, Command, DeviceCommand, Done, Event, Events, Failure, Hears, ImageBy, ImageRef,
     Request, Response, Streams,
 };
-use crate::backend::{Got, IfMissing, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind};
+use crate::backend::{
+    Got, IfMissing, Names, OWNER_WAIT_MAX, OwnedStore, RealStores, Served, Stoppable, StoreKind,
+};
 use crate::cancel::Cancel;
 use crate::config::{Config, Home, ImageExport};
 use crate::control::{Forwarded, Server};
@@ -236,7 +238,7 @@ struct Run<'a> {
     settings: Settings,
     cluster: Option<Cluster>,
     /// Stores it uses.
-    stores: Mutex<BTreeMap<PathBuf, InUse>>,
+    stores: Mutex<BTreeMap<StoreKey, InUse>>,
     /// Who has the store it needs.
     theirs: Mutex<Option<Served>>,
     leftovers: Leftovers,
@@ -271,11 +273,21 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Which store a command uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum StoreKey {
+    /// That at a directory.
+    Directory(PathBuf),
+    /// A cluster.
+    Cluster(Cluster),
+}
+
 /// A store as one command uses it.
 #[derive(Clone, Debug)]
 struct InUse {
     owned: Arc<dyn OwnedStore>,
     store: Arc<Stoppable>,
+    names: Names,
 }
 
 /// For how long a store answers.
@@ -297,7 +309,11 @@ impl InUse {
     fn store_for(&self, serving: Serving) -> Arc<dyn Store> {
         match serving {
             Serving::Command => self.store(),
-            Serving::Always => self.owned.store(),
+            Serving::Always if self.names.is_empty() => self.owned.store(),
+            Serving::Always => {
+                let lasting = Stoppable::new(self.owned.store(), Cancel::new());
+                Arc::new(lasting.with_names(self.names.clone()))
+            }
         }
     }
 }
@@ -347,8 +363,13 @@ impl Run<'_> {
         match (&self.cluster, local) {
             (Some(cluster), _) if cluster.pools == ClusterPools::All => self.connect(cluster),
             (_, Some(dir)) => self.store_at(&dir, IfMissing::Fail).map_err(cannot()),
-            (Some(cluster), None) => self.connect(cluster),
-            (None, None) => {
+            (cluster, None) => {
+                if let Some(place) = self.config.rados_place(pool) {
+                    return self.connect(&place.cluster());
+                }
+                if let Some(cluster) = cluster {
+                    return self.connect(cluster);
+                }
                 let error = Error::not_found("no pool has this name").with("pool", pool);
                 Err(cannot()(error).advise(format!(
                     "`ferry pool create {pool}` makes it; `ferry pool ls` lists those there are"
@@ -371,15 +392,15 @@ impl Run<'_> {
                 return Err(error);
             }
         };
-        Ok(self.use_store(dir.to_path_buf(), owned))
+        Ok(self.use_store(StoreKey::Directory(dir.to_path_buf()), owned, Names::new()))
     }
 
     /// Counts a store among those this command uses.
-    fn use_store(&self, key: PathBuf, owned: Arc<dyn OwnedStore>) -> InUse {
+    fn use_store(&self, key: StoreKey, owned: Arc<dyn OwnedStore>, names: Names) -> InUse {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let in_use = stores.entry(key).or_insert_with(|| {
-            let store = Arc::new(Stoppable::new(owned.store(), self.cancel.clone()));
-            InUse { owned, store }
+            let store = Stoppable::new(owned.store(), self.cancel.clone()).with_names(names.clone());
+            InUse { owned, store: Arc::new(store), names }
         });
         in_use.clone()
     }
@@ -391,20 +412,25 @@ impl Run<'_> {
         found.map(|in_use| in_use.store_for(serving))
     }
 
-    /// Whether a pool is one of the cluster's.
+    /// Whether a pool is one of a cluster.
     fn is_in_cluster(&self, pool: &str) -> bool {
         let is_local = self.config.pools.contains_key(pool);
-        self.cluster.as_ref().is_some_and(|c| c.pools == ClusterPools::All || !is_local)
+        self.config.rados_place(pool).is_some()
+            || self.cluster.as_ref().is_some_and(|c| c.pools == ClusterPools::All || !is_local)
     }
 
-    /// The cluster.
+    /// A cluster.
     fn connect(&self, cluster: &Cluster) -> Done<InUse> {
         let store = self.host.stores.connect(cluster).map_err(|e| {
             Failure::of(&e, "cannot connect to the Ceph cluster", "rbd: couldn't connect to the cluster!")
                 .lines(["rbd: couldn't connect to the cluster!"])
         })?;
-        // One command connects to one cluster.
-        Ok(self.use_store(PathBuf::new(), store))
+        let names = match cluster.pools {
+            // Its own names.
+            ClusterPools::All => Names::new(),
+            ClusterPools::Unknown => self.config.names_in(cluster),
+        };
+        Ok(self.use_store(StoreKey::Cluster(cluster.clone()), store, names))
     }
 
     /// Has another command executed as part of this one, in a run of its own.

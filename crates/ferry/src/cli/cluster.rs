@@ -1,6 +1,6 @@
 //! Which Ceph cluster a command line means.
 //!
-//! `-c`, `--cluster` and `-m` name one, and then all pools are its pools. Called as `rbd` without any of them, pools that the home does
+//! `-c`, `--cluster`, `-m` and `pool create --rados` name one, and then all pools are its pools. Called as `rbd` without any of them, pools that the home does
 //! not know are looked for in the cluster of `$CEPH_CONF` or `/etc/ceph/ceph.conf`, if that file is there.
 
 use std::collections::BTreeMap;
@@ -32,7 +32,9 @@ pub(crate) fn of(program: Program, p: &Parsed) -> Result<Option<Cluster>, Usage>
         let name = p.value("cluster")?;
         Some(Path::new(CEPH_DIR).join(format!("{name}.conf")))
     });
-    let is_named = named.is_some() || p.is_set("mon_host");
+    // What is kept, or sent to a node, must not depend on where the command was run.
+    let named = named.map(std::path::absolute).transpose().map_err(|e| Usage::invalid(e.to_string()))?;
+    let is_named = named.is_some() || p.is_set("mon_host") || p.is_set("rados");
     let conf = match (named, program) {
         (Some(conf), _) => Some(conf),
         (None, _) if is_named => found(),

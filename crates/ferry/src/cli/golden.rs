@@ -90,7 +90,7 @@ fn node(home: &Path) -> Node {
         store.create_pool(pool).wait().unwrap();
     }
     for (pool, id) in [("rbd", PoolId(1)), ("other", PoolId(4))] {
-        home.update(|c| Ok(c.pools.insert(pool.to_owned(), "store".into()))).unwrap();
+        home.update(|c| Ok(c.pools.insert(pool.to_owned(), PathBuf::from("store").into()))).unwrap();
         for entry in fs::read_dir(golden_dir().join(pool)).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

@@ -24,7 +24,15 @@ pub(crate) const VERBS: &[Verb] = &[
         alias: None,
         about: "Make a pool.",
         words: &[POOL_WORD],
-        flags: &[&[Flag::new("path", Kind::Text, "directory of the store the pool lives in")]],
+        flags: &[&[
+            Flag::new("path", Kind::Text, "directory of the store the pool lives in"),
+            Flag::new(
+                "rados",
+                Kind::Switch,
+                "use a pool of a Ceph cluster: that of -c, or /etc/ceph/ceph.conf",
+            ),
+            Flag::new("rados-pool", Kind::Text, "what the cluster calls the pool [default: as here]"),
+        ]],
         remark: "",
         convert: create,
     },
@@ -98,6 +106,16 @@ fn create(p: &mut Parsed, _: &Context<'_>) -> Result<Plan, Usage> {
     let name = p.required_word("pool name was not specified")?;
     if name.contains(['/', '@']) {
         return Err(Usage::invalid(format!("invalid pool name '{name}'")));
+    }
+    if p.is_set("rados") {
+        if p.is_set("path") {
+            return Err(Usage::invalid("a pool lies in a directory or in a cluster, not in both"));
+        }
+        let rados_pool = p.text("rados-pool").unwrap_or_else(|| name.clone());
+        return Plan::run(Command::Pool(PoolCommand::Take { name, rados_pool }));
+    }
+    if p.is_set("rados-pool") {
+        return Err(Usage::invalid("--rados-pool goes with --rados"));
     }
     let path = p.text("path").map(PathBuf::from);
     // What is kept must not depend on where the command was run.

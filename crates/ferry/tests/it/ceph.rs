@@ -1,16 +1,24 @@
 //! Ferry and stock `rbd` side by side on a real cluster: the same images, the same commands, the same answers.
 //!
-//! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster.
+//! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster. The tests that keep to
+//! pools of their own also run on a cluster that is there: `FERRY_TEST_CEPH_CONF` names its configuration.
+
+mod owners;
+mod stores;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::harness::{Home, Name, noise, root};
 
 /// A cluster that goes when this does.
 struct Cluster {
-    dir: PathBuf,
+    conf: PathBuf,
+    /// Where it was started for this test.
+    dir: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -26,17 +34,63 @@ impl Cluster {
         }
         let started = run("start");
         assert!(started.status.success(), "{started:?}");
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { conf: dir.join("ceph.conf"), dir: Some(dir.to_owned()) })
     }
 
-    fn conf(&self) -> PathBuf {
-        self.dir.join("ceph.conf")
+    /// A running one, or else one of its own, for `test`, which is skipped where there is none.
+    #[expect(clippy::print_stdout, reason = "this is how a test says that it is skipped")]
+    fn for_test(home: &Home, test: &str) -> Option<Self> {
+        if let Some(conf) = std::env::var_os("FERRY_TEST_CEPH_CONF") {
+            return Some(Self { conf: conf.into(), dir: None });
+        }
+        match Self::start(&home.path("cluster")) {
+            Ok(cluster) => Some(cluster),
+            Err(reason) => {
+                println!("SKIPPED {test}: {reason}");
+                None
+            }
+        }
+    }
+
+    fn conf(&self) -> &Path {
+        &self.conf
+    }
+
+    /// Runs one of Ceph's programs; it must succeed. Gives stdout.
+    fn ceph(&self, program: &str, line: &str) -> String {
+        let mut command = Command::new(program);
+        command.env("CEPH_CONF", self.conf()).stdin(Stdio::null());
+        let output = command.args(line.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{program} {line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until no object of a pool has a name that `is_left`: what only released snapshots showed goes in the background.
+    fn wait_until_none(&self, pool: &str, is_left: impl Fn(&str) -> bool) {
+        let began = Instant::now();
+        loop {
+            let all = self.ceph("rados", &format!("-p {pool} ls"));
+            let left: Vec<&str> = all.lines().filter(|name| is_left(name)).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "left in {pool}: {left:?}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// A pool's name that no other test on this cluster uses.
+    fn own(name: &str) -> String {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        format!("{name}{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed))
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        drop(Command::new(script()).arg("stop").arg(&self.dir).output());
+        if let Some(dir) = &self.dir {
+            drop(Command::new(script()).arg("stop").arg(dir).output());
+        }
     }
 }
 

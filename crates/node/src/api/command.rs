@@ -27,7 +27,7 @@ pub struct Request {
 }
 
 /// A Ceph cluster, and when to look for a pool there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cluster {
     /// Its configuration file; where Ceph looks for one if none is given.
     pub conf: Option<PathBuf>,
@@ -48,7 +48,7 @@ impl Cluster {
 }
 
 /// Which pools are those of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ClusterPools {
     /// All of them.
     All,
@@ -165,6 +165,13 @@ pub enum PoolCommand {
         name: String,
         /// Directory of the store it lives in; the default store where none is given.
         path: Option<PathBuf>,
+    },
+    /// Name a pool of the request's Ceph cluster, which is made where the cluster has none of that name.
+    Take {
+        /// What it is called here.
+        name: String,
+        /// What the cluster calls it.
+        rados_pool: String,
     },
     /// List pools.
     List,

@@ -113,8 +113,8 @@ impl PoolCommand {
         match self {
             Self::Create { path: Some(path), .. } => Places { dirs: vec![path.clone()], ..Places::default() },
             Self::Create { path: None, .. } => Places { default_store: true, ..Places::default() },
-            // Asks each store by itself.
-            Self::List => Places::default(),
+            // Asks each store by itself; a cluster is nobody's.
+            Self::List | Self::Take { .. } => Places::default(),
             Self::Remove { name }
             | Self::Init { name }
             | Self::Set { name, .. }

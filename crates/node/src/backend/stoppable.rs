@@ -1,5 +1,6 @@
-//! A store as one command sees it: it answers until the command is asked to end.
+//! A store as one command sees it: it answers until the command is asked to end, and calls pools what the home calls them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,36 @@ use crate::cancel::Cancel;
 pub(crate) struct Stoppable {
     store: Arc<dyn Store>,
     cancel: Cancel,
+    names: Names,
+}
+
+/// What the home calls pools, by the names they have in their store; those it does not mention are called as there.
+///
+/// A pool of the store that is called as the home calls another has no name here: it would be taken for that one.
+pub(crate) type Names = BTreeMap<String, String>;
+
+/// Gives pools the home's names.
+fn renamed(pools: Vec<PoolInfo>, names: &Names) -> Vec<PoolInfo> {
+    if names.is_empty() {
+        return pools;
+    }
+    let named = pools.into_iter().map(|pool| match names.get(&pool.name) {
+        Some(name) => PoolInfo { name: name.clone(), ..pool },
+        None if names.values().any(|taken| *taken == pool.name) => PoolInfo { name: String::new(), ..pool },
+        None => pool,
+    });
+    named.collect()
 }
 
 impl Stoppable {
     /// `store` until `cancel` is asked for.
     pub(crate) fn new(store: Arc<dyn Store>, cancel: Cancel) -> Self {
-        Self { store, cancel }
+        Self { store, cancel, names: Names::new() }
+    }
+
+    /// The same, with these names for its pools.
+    pub(crate) fn with_names(self, names: Names) -> Self {
+        Self { names, ..self }
     }
 
     /// Asks the store, unless the command is to end.
@@ -59,7 +84,11 @@ impl Store for Stoppable {
     }
 
     fn pools(&self) -> Reply<Vec<PoolInfo>> {
-        self.unless_stopped(|s| s.pools())
+        if self.names.is_empty() {
+            return self.unless_stopped(|s| s.pools());
+        }
+        let (listed, names) = (self.unless_stopped(|s| s.pools()), self.names.clone());
+        Reply::pending(async move { listed.await.map(|pools| renamed(pools, &names)) })
     }
 
     fn create_pool(&self, name: &str) -> Reply<PoolId> {
@@ -146,6 +175,10 @@ impl Store for Stoppable {
         self.unless_stopped(|s| s.break_lock(object, request, locker))
     }
 
+    fn cut_off(&self, address: &str) -> Reply<()> {
+        self.unless_stopped(|s| s.cut_off(address))
+    }
+
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
         self.unless_stopped(|s| s.lock_info(object, name))
     }
@@ -156,5 +189,22 @@ impl Store for Stoppable {
 
     fn address(&self) -> String {
         self.store.address()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{PoolFlags, PoolId, PoolInfo};
+
+    use super::{Names, renamed};
+
+    #[test]
+    fn pools_have_the_names_of_the_home_and_no_two_the_same() {
+        let pool =
+            |id, name: &str| PoolInfo { id: PoolId(id), name: name.to_owned(), flags: PoolFlags::default() };
+        let names: Names = [("vms".to_owned(), "rbd".to_owned())].into();
+        let pools = vec![pool(1, "rbd"), pool(2, "vms"), pool(3, "other")];
+        let called: Vec<String> = renamed(pools, &names).into_iter().map(|p| p.name).collect();
+        assert_eq!(called, ["", "rbd", "other"]);
     }
 }

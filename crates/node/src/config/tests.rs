@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 
 use ferry_core::ErrorKind;
 
-use super::Home;
+use super::{Home, PoolPlace, RadosPlace};
+use crate::api::{Cluster, ClusterPools};
 
 #[test]
 fn the_home_is_the_first_that_is_set() {
@@ -24,8 +25,8 @@ fn what_is_written_is_read_again() {
     let home = Home::at(dir.path().join("new"));
     assert!(home.load().unwrap().pools.is_empty());
     home.update(|c| {
-        c.pools.insert("rbd".to_owned(), home.relative(&home.default_store()));
-        c.pools.insert("far".to_owned(), home.relative(Path::new("/srv/far")));
+        c.pools.insert("rbd".to_owned(), home.relative(&home.default_store()).into());
+        c.pools.insert("far".to_owned(), home.relative(Path::new("/srv/far")).into());
         c.config
             .entry("global".to_owned())
             .or_default()
@@ -43,11 +44,32 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn a_pool_of_a_cluster_is_kept_with_the_way_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::at(dir.path());
+    let cluster = Cluster {
+        conf: Some("/etc/ceph/b.conf".into()),
+        user: Some("ferry".to_owned()),
+        settings: [("keyring".to_owned(), "/k".to_owned())].into(),
+        pools: ClusterPools::All,
+    };
+    let place = RadosPlace::new("vms".to_owned(), &cluster);
+    home.update(|c| Ok(c.pools.insert("far".to_owned(), PoolPlace::Rados(place.clone())))).unwrap();
+    home.update(|c| Ok(c.pools.insert("near".to_owned(), PathBuf::from("store").into()))).unwrap();
+    let config = home.load().unwrap();
+    assert_eq!(config.rados_place("far"), Some(&place));
+    assert_eq!((config.rados_place("near"), home.store_of(&config, "far")), (None, None));
+    assert_eq!(config.names_in(&cluster), [("vms".to_owned(), "far".to_owned())].into());
+    assert_eq!(config.names_in(&Cluster { user: None, ..cluster }), [].into());
+    assert_eq!(home.place_name(&config, "far"), "Ceph pool vms of /etc/ceph/b.conf");
+}
+
+#[test]
 fn a_refused_change_leaves_the_file_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::at(dir.path());
     home.update(|c| {
-        c.pools.insert("a".to_owned(), "store".into());
+        c.pools.insert("a".to_owned(), PathBuf::from("store").into());
         Ok(())
     })
     .unwrap();

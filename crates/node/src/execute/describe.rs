@@ -1,7 +1,7 @@
 //! What is told about images: parents by name, locks, snapshots, watchers.
 
 use ferry_core::lock::LockKind;
-use ferry_core::{ErrorKind, Result};
+use ferry_core::{ErrorKind, Namespace, PoolId, Result};
 use ferry_image::encoding::{
     LOCK_NAME, MigrationRecord, MigrationSide, ParentRecord, Protection, SnapshotNamespace,
 };
@@ -147,14 +147,19 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
         image: image.name.clone(),
         id: image.id.clone(),
     };
-    let (source, target) = if record.source_spec.is_empty() {
+    let (source, target) = if record.is_import() {
+        (MigrationSource::Spec(crate::sources::shown(&record.source_spec)), here)
+    } else {
+        let noted = image.header.intent.as_ref().filter(|_| record.is_far()).map(|i| &i.peer);
+        let (pool, namespace) =
+            noted.map_or((record.pool, &record.namespace), |peer| (peer.pool, &peer.namespace));
         let there = MigrationEnd {
-            pool: match other_end(image, record).await {
+            pool: match other_end(image, pool, namespace).await {
                 Ok(pool) => pool.info.name,
                 Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
                 Err(e) => return Err(e),
             },
-            namespace: record.namespace.as_str().to_owned(),
+            namespace: namespace.as_str().to_owned(),
             image: record.image_name.clone(),
             id: record.image_id.clone(),
         };
@@ -162,14 +167,12 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
             MigrationSide::Source => (MigrationSource::Image(here), there),
             MigrationSide::Target => (MigrationSource::Image(there), here),
         }
-    } else {
-        (MigrationSource::Spec(crate::sources::shown(&record.source_spec)), here)
     };
     Ok(Migration { source, target, state: record.state.to_string(), description: record.description.clone() })
 }
 
 /// The pool of the other end of a migration, in whichever store it is.
-async fn other_end(image: &Image, record: &MigrationRecord) -> Result<Pool> {
+async fn other_end(image: &Image, pool: PoolId, namespace: &Namespace) -> Result<Pool> {
     let own = &image.pool;
     let store = match &image.header.intent {
         Some(i) if i.peer.store != own.store.identity() => {
@@ -177,7 +180,7 @@ async fn other_end(image: &Image, record: &MigrationRecord) -> Result<Pool> {
         }
         Some(_) | None => std::sync::Arc::clone(&own.store),
     };
-    Pool { store, ..own.clone() }.sibling(record.pool, &record.namespace).await
+    Pool { store, ..own.clone() }.sibling(pool, namespace).await
 }
 
 /// Snapshots of an image, oldest first.

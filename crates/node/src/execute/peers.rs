@@ -7,7 +7,9 @@ use ferry_core::{BlockSource, Error, ErrorKind, Reply, Result, Store};
 use ferry_image::peers::{Peers, check_pin};
 
 use super::{Run, Silent};
-use crate::backend::{Got, IfMissing};
+use crate::api::Cluster;
+use crate::backend::{Got, IfMissing, Names, Stoppable};
+use crate::cancel::Cancel;
 use crate::config::Home;
 use crate::host::Host;
 
@@ -17,6 +19,8 @@ pub(super) struct HomePeers {
     host: Arc<Host>,
     home: Home,
     dirs: Vec<PathBuf>,
+    /// Clusters, and what the home calls their pools.
+    clusters: Vec<(Cluster, Names)>,
 }
 
 impl Run<'_> {
@@ -27,7 +31,16 @@ impl Run<'_> {
         dirs.push(self.home.default_store());
         dirs.sort();
         dirs.dedup();
-        Arc::new(HomePeers { host: Arc::clone(self.host), home: self.home.clone(), dirs })
+        let mut clusters: Vec<Cluster> = self
+            .config
+            .rados_places()
+            .map(|(_, place)| place.cluster())
+            .chain(self.cluster.clone())
+            .collect();
+        clusters.dedup();
+        let named = |cluster: Cluster| (cluster.clone(), self.config.names_in(&cluster));
+        let clusters = clusters.into_iter().map(named).collect();
+        Arc::new(HomePeers { host: Arc::clone(self.host), home: self.home.clone(), dirs, clusters })
     }
 }
 
@@ -42,6 +55,18 @@ impl HomePeers {
                 Ok(store) if store.identity() == identity => return Ok(store),
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => failure = failure.or(Some(e)),
+            }
+        }
+        // A cluster that does not answer takes its time; it is asked only where it may be the one.
+        let of_cluster = |place: &str| place.starts_with("ceph ");
+        for (cluster, names) in self.clusters.iter().filter(|_| of_cluster(place)) {
+            match self.host.stores.connect(cluster) {
+                Ok(owned) if owned.store().identity() == identity => {
+                    let lasting = Stoppable::new(owned.store(), Cancel::new());
+                    return Ok(Arc::new(lasting.with_names(names.clone())));
+                }
+                Ok(_) => {}
                 Err(e) => failure = failure.or(Some(e)),
             }
         }

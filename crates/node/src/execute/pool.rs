@@ -11,6 +11,7 @@ use ferry_image::trash;
 use super::{Run, failed};
 use crate::api::{Command, Done, PoolAccess, PoolCommand, PoolListing, PoolState, PoolStatistics, Response};
 use crate::backend::IfMissing;
+use crate::config::{Config, PoolPlace, RadosPlace};
 use crate::spec::PoolSpec;
 
 impl Run<'_> {
@@ -18,6 +19,7 @@ impl Run<'_> {
     pub(super) async fn pool_command(&self, command: PoolCommand) -> Done<Response> {
         match command {
             PoolCommand::Create { name, path } => self.pool_create(&name, path).await?,
+            PoolCommand::Take { name, rados_pool } => self.pool_take(&name, rados_pool).await?,
             PoolCommand::List => return Ok(Response::Pools(self.pool_list())),
             PoolCommand::Describe { name } => {
                 let pool = self.whole_pool(&name).await?;
@@ -56,10 +58,7 @@ impl Run<'_> {
         let cannot = || failed(format!("cannot make pool {name}"), &rbd);
         let home = self.home;
         let dir = path.unwrap_or_else(|| home.default_store());
-        if let Some(there) = home.store_of(&self.config, name) {
-            let error = Error::exists("a pool has this name").with("store", there.display());
-            return Err(cannot()(error).advise("the pool is untouched; name another"));
-        }
+        self.check_free(name).map_err(|e| cannot()(e).advise("the pool is untouched; name another"))?;
         let store = self.store_at(&dir, IfMissing::Create).map_err(cannot())?.store();
         match store.create_pool(name).await {
             Ok(_) => {}
@@ -76,10 +75,49 @@ impl Run<'_> {
             Ok(()) | Err(_) => {}
         }
         home.update(|config| {
-            config.pools.insert(name.to_owned(), home.relative(&dir));
+            config.pools.insert(name.to_owned(), home.relative(&dir).into());
             Ok(())
         })
         .map_err(cannot())
+    }
+
+    /// Refuses a name that a pool has.
+    fn check_free(&self, name: &str) -> ferry_core::Result<()> {
+        if !self.config.pools.contains_key(name) {
+            return Ok(());
+        }
+        Err(Error::exists("a pool has this name").with("store", self.store_name(name)))
+    }
+
+    /// Names a pool of a Ceph cluster in the configuration, and prepares it for images.
+    async fn pool_take(&self, name: &str, rados_pool: String) -> Done<()> {
+        let rbd = format!("rbd: error creating pool '{name}'");
+        let cannot = || failed(format!("cannot use Ceph pool {rados_pool} as {name}"), &rbd);
+        self.check_free(name).map_err(|e| cannot()(e).advise("the pool is untouched; name another"))?;
+        let nowhere = || Error::invalid("no Ceph cluster is named, and there is no /etc/ceph/ceph.conf");
+        let cluster = self.cluster.as_ref().ok_or_else(nowhere).map_err(cannot())?;
+        let place = RadosPlace::new(rados_pool.clone(), cluster);
+        let taken = self.config.names_in(cluster).remove(&rados_pool);
+        if let Some(taken) = taken {
+            let error = Error::exists("the pool has a name here").with("name", taken);
+            return Err(cannot()(error).advise("nothing was changed; `ferry pool ls` lists the pools"));
+        }
+        let store = self.connect(cluster)?.store();
+        match store.create_pool(&rados_pool).await {
+            Ok(_) => self.events.note(&format!("the cluster had no pool {rados_pool}: it has one now")),
+            Err(e) if e.kind() == ErrorKind::Exists => {}
+            Err(e) => return Err(cannot()(e)),
+        }
+        let namespace = ferry_core::Namespace::default();
+        let pool = Pool::open(store, self.env.clone(), &rados_pool, &namespace).await.map_err(cannot())?;
+        match pool.init().await {
+            // A user who may only read uses what is there.
+            Err(e) if matches!(e.kind(), ErrorKind::ReadOnly | ErrorKind::Denied) => {}
+            Err(e) => return Err(cannot()(e)),
+            Ok(()) => {}
+        }
+        let keep = |config: &mut Config| Ok(config.pools.insert(name.to_owned(), PoolPlace::Rados(place)));
+        self.home.update(keep).map_err(cannot()).map(drop)
     }
 
     /// All pools. Each store may be served by another process, so each pool is asked for by itself.
@@ -101,15 +139,23 @@ impl Run<'_> {
         PoolListing { name: name.to_owned(), id, store, state: PoolState::Unavailable(why) }
     }
 
-    /// The directory of a pool's store, for people.
+    /// Where a pool is, for people.
     fn store_name(&self, pool: &str) -> String {
-        let dir = self.home.store_of(&self.config, pool);
-        dir.map_or_else(String::new, |dir| dir.display().to_string())
+        self.home.place_name(&self.config, pool)
     }
 
     async fn pool_remove(&self, name: &str) -> Done<()> {
         let rbd = format!("rbd: error removing pool '{name}'");
         let cannot = || failed(format!("cannot remove pool {name}"), &rbd);
+        if let Some(place) = self.config.rados_place(name) {
+            // The pool is the cluster's, and others may use it.
+            self.home.update(|config| Ok(config.pools.remove(name))).map_err(cannot())?;
+            self.events.note(&format!(
+                "{name} is forgotten here; the cluster keeps its pool {} with all that is in it",
+                place.rados_pool
+            ));
+            return Ok(());
+        }
         let pool = self.whole_pool(name).await?;
         if pool.is_read_only() {
             let error = Error::new(ErrorKind::ReadOnly, "the pool is read-only").with("pool", name);
