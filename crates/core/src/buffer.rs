@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 /// Most that is kept for later. Bytes.
-pub const KEPT_MAX: usize = 48 << 20;
+pub const KEPT_MAX: usize = 16 << 20;
 /// Smallest and largest buffers that are kept, as powers of two; others come from the allocator.
 const SMALLEST: u32 = 16;
 const LARGEST: u32 = 20;
