@@ -4,6 +4,7 @@
 pub mod env;
 pub mod format;
 pub mod limits;
+mod merge;
 pub mod open;
 pub mod secret;
 pub mod spec;

@@ -19,6 +19,9 @@ pub const ASK_EXTENTS_MIN: u64 = 128 << 10;
 /// Longest piece asked of a stream at once where a read is larger. Bytes; what a few connections share well.
 pub const PIECE_MAX: u64 = 4 << 20;
 
+/// Piece of two files that is compared at once. Bytes; eight of them in flight are 8 MiB at most.
+pub const COMPARED_AT_ONCE: usize = 512 << 10;
+
 /// What is fetched beside what is wanted, to have it in one request, is at most this part of it: a slow server shall not serve
 /// much more than an image holds (5 %).
 pub const WASTE_DIVISOR: u64 = 32;

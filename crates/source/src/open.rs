@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::format::qcow::{self, Versions};
 use crate::format::qemu;
 use crate::format::raw::Raw;
+use crate::merge::Merged;
 use crate::spec::{ImageFormat, ImageSpec};
 use crate::stream::{self, Stream};
 
@@ -18,7 +19,10 @@ use crate::stream::{self, Stream};
 /// are damaged, or need what is not there.
 pub fn open(spec: &ImageSpec, env: &Env) -> Reply<Arc<dyn BlockSource>> {
     let (spec, env) = (spec.clone(), env.clone());
-    Reply::pending(async move { image(&spec, &env).await })
+    Reply::pending(async move {
+        let image = image(&spec, &env).await?;
+        Ok(Arc::new(Merged::new(image)) as Arc<dyn BlockSource>)
+    })
 }
 
 /// What an image is made of beside its own file.

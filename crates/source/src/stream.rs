@@ -36,6 +36,10 @@ pub trait Stream: Send + Sync + std::fmt::Debug {
     fn extents(&self, offset: u64, length: u64) -> Reply<Vec<DeviceExtent>>;
     /// How far apart two ranges may be for it to be cheaper to fetch what lies between them. Bytes.
     fn gap(&self) -> u64;
+    /// Whether reading costs so little that bytes may be read just to see whether they are the same elsewhere.
+    fn is_near(&self) -> bool {
+        false
+    }
     /// What tells these bytes from any others the same place could have later. One line, no secrets.
     fn pin(&self) -> String;
     /// Where it is, for people. No secrets.

@@ -10,8 +10,10 @@ use ferry_core::source::{BlockSource, SourcePoint, SourceSnapshot};
 use ferry_core::{DeviceExtent, Error, ExtentState, Reply, Result, SparseData};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::format::{inside, push_extent, push_sparse};
-use crate::limits::{ASK_EXTENTS_MIN, PIECE_MAX, PIECES_IN_FLIGHT, WASTE_DIVISOR};
+use crate::format::{inside, length_of, push_extent, push_sparse};
+use crate::limits::{
+    ASK_EXTENTS_MIN, COMPARED_AT_ONCE, PIECE_MAX, PIECES_IN_FLIGHT, WASTE_DIVISOR, ZERO_UNIT,
+};
 use crate::stream::Stream;
 
 /// A raw image with its older states.
@@ -104,6 +106,46 @@ fn differing(older: &[DeviceExtent], newer: &[DeviceExtent]) -> Vec<DeviceExtent
     changes
 }
 
+/// What really differs of `changes`: where both are at hand, their bytes tell.
+async fn compared(
+    older: Arc<dyn Stream>,
+    newer: Arc<dyn Stream>,
+    changes: Vec<DeviceExtent>,
+) -> Result<Vec<DeviceExtent>> {
+    let pieces = changes.into_iter().flat_map(|change| {
+        let starts = (change.offset..change.offset + change.length).step_by(COMPARED_AT_ONCE);
+        starts.map(move |offset| {
+            let left = change.offset + change.length - offset;
+            DeviceExtent { offset, length: left.min(COMPARED_AT_ONCE as u64), ..change }
+        })
+    });
+    let looked_at = pieces.map(|piece| {
+        let both = (older.read(piece.offset, piece.length), newer.read(piece.offset, piece.length));
+        async move { Ok::<_, Error>((piece, both.0.await?, both.1.await?)) }
+    });
+    let mut looked_at = stream::iter(looked_at).buffered(PIECES_IN_FLIGHT);
+    let mut found = Vec::new();
+    while let Some((piece, old, new)) = looked_at.try_next().await? {
+        push_differing(&mut found, piece, &old, &new);
+    }
+    Ok(found)
+}
+
+/// Adds the units of a piece in which two buffers differ.
+fn push_differing(found: &mut Vec<DeviceExtent>, piece: DeviceExtent, old: &Bytes, new: &Bytes) {
+    let mut at = piece.offset;
+    let (mut old, mut new) = (&old[..], &new[..]);
+    while !new.is_empty() {
+        // Units lie where those of zeros do.
+        let length = (ZERO_UNIT - at % ZERO_UNIT).min(length_of(new));
+        let unit = usize::try_from(length).expect("a unit fits memory");
+        if old[..unit] != new[..unit] {
+            push_extent(found, at, length, piece.state);
+        }
+        (old, new, at) = (&old[unit..], &new[unit..], at + length);
+    }
+}
+
 impl BlockSource for Raw {
     fn snapshots(&self) -> &[SourceSnapshot] {
         &self.snapshots
@@ -138,10 +180,17 @@ impl BlockSource for Raw {
             |(older, newer)| inside(offset, length, older.size().min(newer.size())).map(|()| (older, newer)),
         );
         let (older, newer) = match both {
-            Ok((older, newer)) => (older.extents(offset, length), newer.extents(offset, length)),
+            Ok((older, newer)) => (Arc::clone(older), Arc::clone(newer)),
             Err(e) => return Reply::ready(Err(e)),
         };
-        Reply::pending(async move { Ok(differing(&older.await?, &newer.await?)) })
+        let (of_older, of_newer) = (older.extents(offset, length), newer.extents(offset, length));
+        Reply::pending(async move {
+            let changes = differing(&of_older.await?, &of_newer.await?);
+            if older.is_near() && newer.is_near() {
+                return compared(older, newer, changes).await;
+            }
+            Ok(changes)
+        })
     }
 
     fn pin(&self) -> String {

@@ -211,6 +211,10 @@ impl Stream for FileStream {
         GAP
     }
 
+    fn is_near(&self) -> bool {
+        true
+    }
+
     fn pin(&self) -> String {
         let State { size, changed } = self.opened.state;
         match (self.opened.inode, changed) {

@@ -58,6 +58,34 @@ fn snapshots_of_a_raw_image_are_its_older_files() {
 }
 
 #[test]
+fn files_are_compared_to_find_what_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        json!({"type":"file","file_path":path})
+    };
+    let old: Vec<u8> = (0..3_000_001_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+    let mut new = old.clone();
+    for at in [0, 8191, 524_287, 524_288, 2_999_999] {
+        new[at] ^= 1;
+    }
+    let spec = json!({"type":"raw","stream":file("head", &new),
+        "snapshots":[{"type":"raw","name":"s1","stream":file("s1", &old)}]});
+    let source = open(&spec.to_string()).unwrap();
+    let changes = |offset, length| {
+        let found =
+            source.changes(SourcePoint::Snapshot(0), SourcePoint::Head, offset, length).wait().unwrap();
+        assert!(found.iter().all(|e| e.state == ExtentState::Data));
+        found.iter().map(|e| (e.offset, e.length)).collect::<Vec<_>>()
+    };
+    assert_eq!(changes(0, 3_000_001), [(0, 8192), (520_192, 8192), (2_998_272, 1729)]);
+    // Inside of units too.
+    assert_eq!(changes(100, 8092), [(4096, 4096)]);
+    assert_eq!(changes(1, 8190), []);
+}
+
+#[test]
 fn units_of_zeros_are_left_out_wherever_they_lie() {
     for (offset, bytes, expected) in [
         (0, vec![0; 10_000], vec![]),
