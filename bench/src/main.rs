@@ -4,6 +4,7 @@
 //! running. Needs a few GiB in DIRECTORY.
 
 mod engine;
+mod foreign;
 mod image;
 mod measure;
 mod nbd;
@@ -30,6 +31,7 @@ const BENCHES: &[Bench] = &[
     ("large-index", engine::large_index),
     ("clone-chain", image::clone_chain),
     ("import-export", image::import_export),
+    ("foreign", foreign::foreign),
     ("nbd-overhead", nbd::overhead),
     ("served", served::served),
     ("served-memory", served::served_memory),

@@ -16,12 +16,12 @@ const SIZE_MIB: u64 = 1024;
 const SECONDS: u64 = 4;
 
 /// A number from the environment.
-fn setting(name: &str, otherwise: u64) -> u64 {
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Runs a program to its end.
-fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     if output.status.success() {
         Ok(())
@@ -31,7 +31,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// The program that was built beside this one.
-fn ferry(place: &Path) -> Result<Command, String> {
+pub(crate) fn ferry(place: &Path) -> Result<Command, String> {
     let itself = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new(itself.with_file_name("ferry"));
     command.env("FERRY_HOME", place.join("home"));
