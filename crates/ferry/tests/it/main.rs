@@ -9,6 +9,7 @@ mod device;
 mod durability;
 mod errors;
 mod foreign;
+mod foreign_job;
 mod guest;
 mod harness;
 mod images;
