@@ -174,11 +174,15 @@ impl PointReport {
                 head[4..].copy_from_slice(&at.to_le_bytes());
                 crc32c_of_two(&head, block)
             };
+            let were_equal = self.source_digest == self.target_digest;
             if !is_zero(a) {
                 self.data_bytes += a.len() as u64;
                 self.source_digest = digest(self.source_digest, a);
             }
-            if !is_zero(b) {
+            if were_equal && a == b {
+                // What is equal is summed up once.
+                self.target_digest = self.source_digest;
+            } else if !is_zero(b) {
                 self.target_digest = digest(self.target_digest, b);
             }
             if a != b && self.first_difference.is_none_or(|d| d > at) {

@@ -289,15 +289,16 @@ impl Io {
         };
         let history = if read_only { None } else { History::open(image).await?.map(Arc::new) };
         let header = &image.header;
-        let links = header
-            .snaps
-            .values()
-            .filter_map(|snap| {
-                let valid = has_map && is_valid(Flags(snap.flags));
-                let map_object = valid.then(|| image.object_map_object(snap.id));
-                snap.overlap().map(|overlap| SnapLink { snap: snap.id, overlap, map_object })
-            })
-            .collect();
+        // The point of prepare of a migration shows the parent as snapshots do.
+        let base = header.base().and_then(|base| {
+            base.parent_overlap.map(|overlap| SnapLink { snap: base.snap, overlap, map_object: None })
+        });
+        let of_snaps = header.snaps.values().filter_map(|snap| {
+            let valid = has_map && is_valid(Flags(snap.flags));
+            let map_object = valid.then(|| image.object_map_object(snap.id));
+            snap.overlap().map(|overlap| SnapLink { snap: snap.id, overlap, map_object })
+        });
+        let links = base.into_iter().chain(of_snaps).collect();
         Ok(Self {
             revision: Arc::new(revision),
             context: header.snap_context(),

@@ -182,10 +182,9 @@ impl Case {
 
     /// The stores as a new process sees them, answering late: what is asked at once happens in any order.
     pub(crate) fn late_process(&self) -> Vec<Arc<dyn Store>> {
-        let late = |store: &Arc<MemStore>| -> Arc<dyn Store> {
-            LateStore::new(store.another_client(), self.below(1 << 60))
-        };
-        self.stores.iter().map(late).collect()
+        let (_, stores) = self.process();
+        let late = |store| -> Arc<dyn Store> { LateStore::new(store, self.below(1 << 60)) };
+        stores.into_iter().map(late).collect()
     }
 
     pub(crate) async fn pool_in(&self, stores: &[Arc<dyn Store>], spot: &Spot) -> Pool {

@@ -120,6 +120,10 @@ impl Store for FaultStore {
     fn write(&self, object: &ObjectId, mut op: WriteOp) -> Reply<WriteReply> {
         if object.name.starts_with("rbd_data.") {
             self.faults.flip_in(&mut op);
+            if std::env::var("FERRY_MIGRATION_TRACE").is_ok() {
+                let names: Vec<String> = op.effects.iter().map(|e| format!("{e:.60?}")).collect();
+                println!("{} {:?} {:?} {names:?}", object.name, op.guards, op.snap_context);
+            }
         }
         self.change(|s| s.write(object, op))
     }

@@ -5,6 +5,7 @@ mod case;
 mod fault;
 mod import;
 mod rivals;
+mod shrunk;
 mod steps;
 
 use case::{Case, Kind, Tally};
