@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError::Timeout};
 use std::thread;
 use std::time::Duration;
 
@@ -191,7 +191,7 @@ impl Home {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Run::of(&finish(child, line))
+        Run::of(&finish(child, line, self.dir()))
     }
 
     /// Runs as ferry; it must succeed. Gives stdout.
@@ -245,21 +245,68 @@ impl Run {
     }
 }
 
-/// Waits for a command, and kills one that hangs.
-fn finish(child: Child, line: &str) -> Output {
-    let pid = child.id().to_string();
+/// Waits for a command run in the home in `dir`, and kills one that hangs, having asked what it and the node do.
+fn finish(child: Child, line: &str, dir: &Path) -> Output {
+    let (pid, dir) = (child.id(), dir.to_owned());
     let (done, waiting) = mpsc::channel::<()>();
     let watchdog = thread::spawn(move || {
-        let hangs = waiting.recv_timeout(HANG) == Err(RecvTimeoutError::Timeout);
+        let mut waited = 0;
+        let hangs = loop {
+            if waiting.recv_timeout(Duration::from_secs(1)) != Err(Timeout) {
+                break false;
+            }
+            // While they are halted from outside, nothing hangs.
+            waited += u64::from(!states(&dir, pid).iter().any(|(_, _, state)| state.contains("(stopped)")));
+            if waited >= HANG.as_secs() {
+                break true;
+            }
+        };
+        let seen = hangs.then(|| what_they_do(&dir, pid));
         if hangs {
-            Command::new("kill").arg(pid).status().unwrap();
+            Command::new("kill").arg(pid.to_string()).status().unwrap();
         }
-        hangs
+        seen
     });
     let output = child.wait_with_output().unwrap();
     drop(done);
-    assert!(!watchdog.join().unwrap(), "{line} hangs: {output:?}");
+    if let Some(seen) = watchdog.join().unwrap() {
+        panic!("{line} hangs: {output:?}\n{seen}");
+    }
     output
+}
+
+/// A command and the node of the home in `dir`: which process, and what the system says of it.
+fn states(dir: &Path, command: u32) -> [(&'static str, String, String); 2] {
+    let owner = fs::read_to_string(dir.join("home/owner")).unwrap_or_default();
+    [("command", command.to_string()), ("node", owner.trim().to_owned())].map(|(who, pid)| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let state = status.lines().find(|l| l.starts_with("State:")).unwrap_or("gone").to_owned();
+        (who, pid, state)
+    })
+}
+
+/// What a command that hangs and the node of its home do: their states, the stacks of their threads where `gdb` is there, the jobs
+/// of the node and the end of its log.
+fn what_they_do(dir: &Path, command: u32) -> String {
+    let mut seen = String::new();
+    for (who, pid, state) in states(dir, command) {
+        seen += &format!("-- {who} {pid}: {state}\n");
+        let arguments = ["20", "gdb", "-p", &pid, "-batch", "-ex", "thread apply all bt 24"];
+        let stacks = Command::new("timeout").args(arguments).output();
+        let stacks =
+            stacks.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned());
+        let telling = stacks.lines().filter(|l| l.starts_with("Thread ") || l.starts_with('#'));
+        telling.for_each(|l| seen += &format!("{l}\n"));
+    }
+    let jobs = Command::new("timeout")
+        .args(["5", "./ferry", "job", "ls"])
+        .current_dir(dir)
+        .env("FERRY_HOME", dir.join("home"))
+        .output();
+    seen += &format!("-- jobs: {:?}\n", jobs.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()));
+    let log = fs::read_to_string(dir.join("node.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    seen + "-- log:\n" + &lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
 /// Leaves out lines of progress.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::device::{World, run, skipped, until};
 use crate::durability::client::{Client, Request};
 use crate::durability::ledger::{Content, Ledger};
-use crate::durability::load::{Load, Subject, check, wait_for_flushes};
+use crate::durability::load::{Load, Numbers, Subject, check, wait_for_flushes};
 use crate::durability::{seed, setting};
 use crate::harness::{Home, Name, Node, noise};
 
@@ -295,6 +295,83 @@ fn migrations_back_to_back_under_clients_cost_no_byte_and_no_connection() {
         assert_eq!(home.ok(&format!("trash ls --all {pool}")), "", "{pool}");
     }
     assert_eq!(node.stop(), 0, "{}", home.log());
+    home.check();
+    home.ok("check far");
+}
+
+#[test]
+fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
+    let (kills, seed) = (setting("FERRY_ABORT_KILLS", 20), seed());
+    println!("FERRY_SEED={seed} FERRY_ABORT_KILLS={kills}");
+    let home = Home::new();
+    let (node, subject) = with_export(&home);
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    let (socket, subjects) = (home.path("home/nbd.sock"), std::slice::from_ref(&subject));
+    let mut numbers = Numbers(seed);
+    let mut aborted = 0;
+    for round in 0..=kills {
+        if numbers.below(3) == 0 {
+            // It may also die while it starts, which goes on with the abort.
+            let mut serve = home.command(Name::Ferry);
+            let mut serve = serve.arg("serve").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            thread::sleep(Duration::from_millis(numbers.below(150)));
+            serve.kill().unwrap();
+            serve.wait().unwrap();
+        }
+        let node = home.serve();
+        let what = || {
+            let records = fs::read_to_string(home.path("home/exports.toml"));
+            let jobs = home.run(Name::Ferry, "job ls");
+            format!("round {round} of seed {seed}: {records:?} {jobs:?}\n{}", home.log())
+        };
+        let began = Instant::now();
+        let exports = || home.ok("export ls");
+        while !exports().contains("vm") {
+            // The target is closed while the abort goes on; the export is offered when that is done.
+            assert!(began.elapsed() < Duration::from_secs(60), "no export: {}", what());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let (_, image) =
+            check(&socket, &subject, &subject.ledger.durable()).unwrap_or_else(|e| panic!("{e}: {}", what()));
+        subject.ledger.take_over(&image);
+        let load = Load::start(&socket, subjects, numbers.below(u64::MAX));
+        while !job(&home).is_null() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the abort does not end: {}", what());
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Clients stay while it is switched.
+        wait_for_flushes(subjects, subject.ledger.acknowledged().1 + 2);
+        let is_back = exports().contains("rbd/a");
+        if is_back {
+            aborted += 1;
+            assert!(!home.ok("status a").contains("migrat"), "{}", what());
+        }
+        if round == kills {
+            load.end();
+            assert_eq!(node.stop(), 0, "{}", home.log());
+            break;
+        }
+        if is_back {
+            let (to, layout) =
+                [("far/b", "--object-size 64K"), ("fast/a", ""), ("rbd/a", "--object-size 1M")]
+                    [usize::try_from(numbers.below(3)).unwrap()];
+            step(&home, &format!("migration prepare a {to} {layout}"));
+            if numbers.below(3) == 0 {
+                step(&home, &format!("migration execute {to} --no-progress"));
+            }
+            wait_for_flushes(subjects, subject.ledger.acknowledged().1 + 2);
+        }
+        let mut abort = home.command(Name::Ferry);
+        let abort = abort.args(["migration", "abort", "a", "--no-progress"]);
+        let mut abort = abort.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(numbers.below(250)));
+        node.kill();
+        abort.wait().unwrap();
+        load.end_without_server();
+    }
+    let (writes, flushes) = subject.ledger.acknowledged();
+    println!("{kills} kills, {aborted} aborts that came to their end, {writes} writes and {flushes} flushes");
+    assert!(aborted * 4 > kills, "{aborted} aborts came to their end");
     home.check();
     home.ok("check far");
 }

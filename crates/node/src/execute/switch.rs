@@ -127,14 +127,15 @@ impl Run<'_> {
             .map_err(failed(format!("{way} is switched, but not kept so"), "rbd: export error"))
     }
 
-    /// Offers what a node before this one offered under `from`, and this one could not: it died in the middle of the change.
+    /// Offers what a node before this one offered under `from`, and this one could not: it died in the middle of the change. Also
+    /// where both have one name: the image is another.
     async fn catch_up(&self, from: &ImageSpec, to: &ImageSpec) {
         let (Some(exporter), Ok(records)) = (self.host.exporter().cloned(), self.home.exports()) else {
             return;
         };
         for (name, record) in records {
             let ExportRecord::Image(record) = record else { continue };
-            if record.image.image == *from && from != to && exporter.clients_of(&name).is_none() {
+            if record.image.image == *from && exporter.clients_of(&name).is_none() {
                 self.offer_as(&exporter, &name, &record, to).await.unwrap_or_else(|failure| {
                     tracing::error!(
                         export = name,
