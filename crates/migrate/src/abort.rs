@@ -191,7 +191,9 @@ async fn begin(ends: &mut Ends) -> Result<()> {
 /// Copies to the source what was written to the target.
 async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
     let target = children::as_image(&ends.target)?;
-    if target.header.base().is_none() {
+    // On a cluster `rbd` may have written too, and does not preserve the point of prepare: what is there may be newer.
+    let is_shared = !target.pool.store.capabilities().list_snaps;
+    if is_shared || target.header.base().is_none() {
         return carry_back_differences(ends, target, progress).await;
     }
     let diff = Diff::since_prepare(&target).await?;
@@ -223,11 +225,13 @@ async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
     copied.and(closed)
 }
 
-/// Copies to the source what differs on a target that another program prepared: nothing tells what was written since.
+/// Copies to the source what differs on a target where nothing tells what was written since: another program prepared it, or may
+/// have written to it.
 async fn carry_back_differences(ends: &Ends, mut target: Image, progress: Progress<'_>) -> Result<()> {
+    let was_executed = ends.target.record().is_some_and(|r| r.description == WAS_EXECUTED);
     let steps = verify::ranges(ends, &children::as_image(&ends.source)?, &target).await?;
     let header = Arc::make_mut(&mut target.header);
-    if let Some(record) = header.migration.as_mut().filter(|r| r.description != WAS_EXECUTED) {
+    if let Some(record) = header.migration.as_mut().filter(|_| !was_executed) {
         // What is missing on it is shown by the source.
         record.state = MigrationState::Executing;
     }
