@@ -3,6 +3,7 @@
 //! `ferry-bench DIRECTORY [NAME …]` runs all, or those named, five times each and prints medians. Nothing else should be
 //! running. Needs a few GiB in DIRECTORY.
 
+mod ceph;
 mod engine;
 mod foreign;
 mod image;
@@ -35,6 +36,7 @@ const BENCHES: &[Bench] = &[
     ("nbd-overhead", nbd::overhead),
     ("served", served::served),
     ("served-memory", served::served_memory),
+    ("ceph", ceph::ceph),
 ];
 
 fn main() -> ExitCode {

@@ -3,6 +3,7 @@
 //! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster. The tests that keep to
 //! pools of their own also run on a cluster that is there: `FERRY_TEST_CEPH_CONF` names its configuration.
 
+mod checklist;
 mod owners;
 mod stores;
 
