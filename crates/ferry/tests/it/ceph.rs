@@ -4,6 +4,7 @@
 //! pools of their own also run on a cluster that is there: `FERRY_TEST_CEPH_CONF` names its configuration.
 
 mod checklist;
+mod model;
 mod owners;
 mod stores;
 
