@@ -41,8 +41,10 @@ impl History {
         let Some(first) = first else { return Ok(None) };
         let point = &points[first].revision;
         let mut is_nothing = false;
-        let effects = match after.and(first.checked_sub(1)) {
-            Some(before) => changes(io, &points[before].revision, point, object).await?,
+        // The snapshot it is right for may have been removed since: then nothing tells what differs, and all is brought anew.
+        let before = first.checked_sub(1).map(|n| &points[n].revision).filter(|p| after == Some(p.snap));
+        let effects = match before {
+            Some(before) => changes(io, before, point, object).await?,
             None => {
                 let mut effects = vec![Effect::Create, Effect::Truncate(0)];
                 effects.extend(content(io, point, object).await?);

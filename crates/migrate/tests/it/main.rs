@@ -67,6 +67,13 @@ fn a_death_after_any_change_between_stores_is_survived() {
 }
 
 #[test]
+fn what_went_wrong_once_goes_well() {
+    for (seed, kind) in [(1_001_476, Kind::DyingOneStore), (4_002_231, Kind::DyingTwoStores)] {
+        drop(futures_executor::block_on(Case::new(seed, kind).run()));
+    }
+}
+
+#[test]
 fn a_flipped_byte_in_the_copy_path_is_never_committed() {
     let wanted = cases(1000);
     let mut flips = 0;
