@@ -8,6 +8,7 @@ mod engine;
 mod foreign;
 mod image;
 mod measure;
+mod migration;
 mod nbd;
 mod served;
 
@@ -37,6 +38,7 @@ const BENCHES: &[Bench] = &[
     ("served", served::served),
     ("served-memory", served::served_memory),
     ("ceph", ceph::ceph),
+    ("migration", migration::migration),
 ];
 
 fn main() -> ExitCode {

@@ -85,31 +85,55 @@ impl Peer {
         self.child.id()
     }
 
+    /// Ends it in good order.
+    pub(crate) fn stop(mut self) -> Result<(), String> {
+        let asked = Command::new("kill").arg(self.pid().to_string()).status().map_err(|e| e.to_string())?;
+        let ended = self.child.wait().map_err(|e| e.to_string())?;
+        if asked.success() && ended.success() {
+            Ok(())
+        } else {
+            Err(format!("{} ended with {ended}", self.name))
+        }
+    }
+
     /// Operations per second, and microseconds of the server's CPU for each.
     pub(crate) fn drive(&self, arguments: &[&str]) -> Result<(f64, f64), String> {
         let before = self.cpu()?;
-        let output = Command::new("fio")
-            .args(["--name=bench", "--ioengine=nbd", "--output-format=json"])
-            .arg(format!("--uri={}", self.uri))
-            .args(arguments)
-            .output()
-            .map_err(|e| format!("fio: {e}"))?;
+        let jobs = self.fio(arguments)?;
         let used = self.cpu()? - before;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let from =
-            text.find('{').ok_or_else(|| format!("fio: {}", String::from_utf8_lossy(&output.stderr)))?;
-        let json: serde_json::Value = serde_json::from_str(&text[from..]).map_err(|e| e.to_string())?;
         let (mut operations, mut rate) = (0.0, 0.0);
-        for job in json["jobs"].as_array().ok_or("fio: no jobs")? {
+        for job in &jobs {
             for way in ["read", "write"] {
                 operations += job[way]["total_ios"].as_f64().unwrap_or(0.0);
                 rate += job[way]["iops"].as_f64().unwrap_or(0.0);
             }
         }
         if operations < 1.0 {
-            return Err(format!("fio did nothing: {}", String::from_utf8_lossy(&output.stderr)));
+            return Err(format!("fio did nothing: {arguments:?}"));
         }
         Ok((rate, used * 1e6 / operations))
+    }
+
+    /// How long 99 of 100 requests of one way (`read`, `write`) take at most. Microseconds.
+    pub(crate) fn p99(&self, way: &str, arguments: &[&str]) -> Result<f64, String> {
+        let jobs = self.fio(arguments)?;
+        let tail = jobs.first().and_then(|job| job[way]["clat_ns"]["percentile"]["99.000000"].as_f64());
+        tail.map(|ns| ns / 1000.0).ok_or_else(|| format!("fio tells no latencies: {arguments:?}"))
+    }
+
+    /// What fio tells of its jobs.
+    fn fio(&self, arguments: &[&str]) -> Result<Vec<serde_json::Value>, String> {
+        let output = Command::new("fio")
+            .args(["--name=bench", "--ioengine=nbd", "--output-format=json"])
+            .arg(format!("--uri={}", self.uri))
+            .args(arguments)
+            .output()
+            .map_err(|e| format!("fio: {e}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let from =
+            text.find('{').ok_or_else(|| format!("fio: {}", String::from_utf8_lossy(&output.stderr)))?;
+        let json: serde_json::Value = serde_json::from_str(&text[from..]).map_err(|e| e.to_string())?;
+        json["jobs"].as_array().cloned().ok_or_else(|| "fio: no jobs".to_owned())
     }
 }
 
