@@ -8,6 +8,8 @@ mod rivals;
 mod shrunk;
 mod steps;
 
+use std::sync::atomic::Ordering;
+
 use case::{Case, Kind, Tally};
 use import::From;
 
@@ -69,7 +71,8 @@ fn a_death_after_any_change_between_stores_is_survived() {
 #[test]
 fn what_went_wrong_once_goes_well() {
     for (seed, kind) in [(1_001_476, Kind::DyingOneStore), (4_002_231, Kind::DyingTwoStores)] {
-        drop(futures_executor::block_on(Case::new(seed, kind).run()));
+        let tally = futures_executor::block_on(Case::new(seed, kind).run());
+        assert!(tally.deaths.load(Ordering::Relaxed) > 0, "{kind:?} seed {seed}: nobody died");
     }
 }
 
