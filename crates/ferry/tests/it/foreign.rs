@@ -177,7 +177,7 @@ fn e10_a_server_that_fails_stops_an_execute_which_goes_on_when_it_is_repeated() 
     home.ok("migration commit b");
     assert!(bytes(&home, "b") == content);
     // What was under way when the server failed is fetched again.
-    let (sent, most) = (web.sent(), 3 * content.len() as u64 + (6 << 20));
+    let (sent, most) = (web.sent(), 3 * content.len() as u64 + (8 << 20));
     assert!(
         sent <= most,
         "copied once, verified and verified by the commit: {sent} bytes served, at most {most}"

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use crate::harness::{Home, Name, noise, promised};
 
@@ -319,7 +321,15 @@ fn no_data_moves_inside_a_store() {
         let out = Command::new("du").args(["-s", "-B1"]).arg(home.path("home/store")).output().unwrap();
         String::from_utf8(out.stdout).unwrap().split_whitespace().next().unwrap().parse::<u64>().unwrap()
     };
-    let before = size();
+    // A node makes a segment ahead once nobody has written for a moment.
+    let mut before = size();
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let now = size();
+        if std::mem::replace(&mut before, now) == now {
+            break;
+        }
+    }
     home.ok("migration prepare --import-only a@s fast/b");
     home.ok("migration execute fast/b");
     home.ok("migration commit fast/b");
@@ -414,7 +424,7 @@ fn the_program_may_die_at_any_moment_of_an_import() {
             let mut command = home.command(Name::Ferry);
             command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = command.spawn().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(3 + round * 5));
+            thread::sleep(Duration::from_millis(3 + round * 5));
             Command::new("kill").args(["-KILL", &child.id().to_string()]).status().unwrap();
             child.wait().unwrap();
             let again = home.run(Name::Ferry, &line);
