@@ -11,6 +11,7 @@ pub mod device;
 pub mod env;
 pub mod error;
 pub mod ident;
+pub mod layer;
 pub mod limits;
 pub mod lock;
 pub mod reply;
@@ -26,6 +27,7 @@ pub use device::{BlockDevice, DeviceExtent, ExtentState};
 pub use env::{Clock, Env, Rng, Timestamp};
 pub use error::{Errno, Error, ErrorKind, Result};
 pub use ident::{ClientId, Namespace, ObjectId, PoolId, SnapId};
+pub use layer::{Layer, Layered};
 pub use reply::Reply;
 pub use source::{BlockSource, SourcePoint, SourceSnapshot};
 pub use store::{

@@ -6,16 +6,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::Poll;
-use std::time::Duration;
 
-use bytes::Bytes;
-use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
-use ferry_core::store::ObjectCursor;
 use ferry_core::testing::{MemStore, TestRng, test_env};
-use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use ferry_core::{
-    Capabilities, ClientId, Env, Error, ErrorKind, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId,
-    PoolInfo, PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
+    Env, Error, ErrorKind, Layer, Layered, Namespace, ObjectId, PoolFlags, ReadOp, Reply, Result, SnapId,
+    Store,
 };
 use futures_executor::block_on;
 
@@ -90,25 +85,32 @@ pub(crate) struct DyingStore {
 }
 
 impl DyingStore {
-    pub(crate) fn new(inner: Arc<dyn Store>, changes: i64) -> Arc<Self> {
-        Arc::new(Self { inner, changes_left: AtomicI64::new(changes), late: None })
+    pub(crate) fn new(inner: Arc<dyn Store>, changes: i64) -> Arc<Layered<Self>> {
+        Arc::new(Layered(Self { inner, changes_left: AtomicI64::new(changes), late: None }))
     }
 
     /// A client that lives, but whose answers come late, so that others get in between.
-    pub(crate) fn late(inner: Arc<dyn Store>, seed: u64) -> Arc<Self> {
-        Arc::new(Self { inner, changes_left: AtomicI64::new(i64::MAX), late: Some(TestRng::new(seed)) })
+    pub(crate) fn late(inner: Arc<dyn Store>, seed: u64) -> Arc<Layered<Self>> {
+        let (changes_left, late) = (AtomicI64::new(i64::MAX), Some(TestRng::new(seed)));
+        Arc::new(Layered(Self { inner, changes_left, late }))
     }
 
     /// Whether it broke.
     pub(crate) fn is_dead(&self) -> bool {
         self.changes_left.load(Ordering::Relaxed) < 0
     }
+}
 
-    fn read_through<T: Send + Unpin + 'static>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+impl Layer for DyingStore {
+    fn below(&self) -> &dyn Store {
+        &*self.inner
+    }
+
+    fn ask<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
         if self.is_dead() {
             return Reply::ready(Err(Error::new(ErrorKind::Unavailable, "the store is gone")));
         }
-        let reply = request();
+        let reply = request(&*self.inner);
         let Some(rng) = &self.late else { return reply };
         let turns = rng.below(4);
         Reply::pending(async move {
@@ -128,117 +130,9 @@ impl DyingStore {
         })
     }
 
-    fn change<T: Send + Unpin + 'static>(&self, request: impl FnOnce() -> Reply<T>) -> Reply<T> {
+    fn change<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
         self.changes_left.fetch_sub(1, Ordering::Relaxed);
-        self.read_through(request)
-    }
-}
-
-impl Store for DyingStore {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn client(&self) -> ClientId {
-        self.inner.client()
-    }
-
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn identity(&self) -> [u8; 16] {
-        self.inner.identity()
-    }
-
-    fn pools(&self) -> Reply<Vec<PoolInfo>> {
-        self.read_through(|| self.inner.pools())
-    }
-
-    fn create_pool(&self, name: &str) -> Reply<PoolId> {
-        self.change(|| self.inner.create_pool(name))
-    }
-
-    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
-        self.change(|| self.inner.remove_pool(pool))
-    }
-
-    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
-        self.change(|| self.inner.set_pool_flags(pool, flags))
-    }
-
-    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
-        self.read_through(|| self.inner.pool_stats(pool))
-    }
-
-    fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
-        self.change(|| self.inner.write(object, op))
-    }
-
-    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
-        self.read_through(|| self.inner.read(object, at, op))
-    }
-
-    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
-        self.read_through(|| self.inner.list_snaps(object))
-    }
-
-    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
-        self.change(|| self.inner.allocate_snap(pool))
-    }
-
-    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
-        self.change(|| self.inner.release_snap(pool, snap))
-    }
-
-    fn list_objects(
-        &self,
-        pool: PoolId,
-        namespace: Option<&Namespace>,
-        after: Option<ObjectCursor>,
-        max: usize,
-    ) -> Reply<ObjectPage> {
-        self.read_through(|| self.inner.list_objects(pool, namespace, after, max))
-    }
-
-    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
-        self.read_through(|| self.inner.watch(object))
-    }
-
-    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
-        self.read_through(|| self.inner.notify(object, payload, timeout))
-    }
-
-    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
-        self.read_through(|| self.inner.list_watchers(object))
-    }
-
-    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
-        self.change(|| self.inner.lock(object, request))
-    }
-
-    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
-        self.change(|| self.inner.unlock(object, request))
-    }
-
-    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
-        self.change(|| self.inner.break_lock(object, request, locker))
-    }
-
-    fn cut_off(&self, address: &str) -> Reply<()> {
-        self.change(|| self.inner.cut_off(address))
-    }
-
-    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
-        self.read_through(|| self.inner.lock_info(object, name))
-    }
-
-    fn flush(&self) -> Reply<()> {
-        self.read_through(|| self.inner.flush())
-    }
-
-    fn address(&self) -> String {
-        self.inner.address()
+        self.ask(request)
     }
 }
 
@@ -260,14 +154,14 @@ pub(crate) fn die_everywhere(
         let dying = world.pool_of(Arc::clone(&store) as Arc<dyn Store>, "p");
         let first = block_on(act(&world, &dying));
         let healthy = world.fresh_pool("p");
-        if store.is_dead() {
+        if store.0.is_dead() {
             assert!(first.is_err(), "a dead store reports success after {changes} changes");
             again(block_on(act(&world, &healthy)));
         } else {
             first.unwrap();
         }
         check(&world, &healthy);
-        if !store.is_dead() {
+        if !store.0.is_dead() {
             assert!(changes > 0, "an operation that changes nothing");
             return;
         }

@@ -286,7 +286,7 @@ enum StoreKey {
 #[derive(Clone, Debug)]
 struct InUse {
     owned: Arc<dyn OwnedStore>,
-    store: Arc<Stoppable>,
+    store: Arc<dyn Store>,
     names: Names,
 }
 
@@ -302,7 +302,7 @@ enum Serving {
 impl InUse {
     /// The store, until the command is asked to end.
     fn store(&self) -> Arc<dyn Store> {
-        Arc::<Stoppable>::clone(&self.store)
+        Arc::clone(&self.store)
     }
 
     /// The store, for as long as `serving` says.
@@ -310,10 +310,7 @@ impl InUse {
         match serving {
             Serving::Command => self.store(),
             Serving::Always if self.names.is_empty() => self.owned.store(),
-            Serving::Always => {
-                let lasting = Stoppable::new(self.owned.store(), Cancel::new());
-                Arc::new(lasting.with_names(self.names.clone()))
-            }
+            Serving::Always => Stoppable::over(self.owned.store(), Cancel::new(), self.names.clone()),
         }
     }
 }
@@ -399,8 +396,8 @@ impl Run<'_> {
     fn use_store(&self, key: StoreKey, owned: Arc<dyn OwnedStore>, names: Names) -> InUse {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let in_use = stores.entry(key).or_insert_with(|| {
-            let store = Stoppable::new(owned.store(), self.cancel.clone()).with_names(names.clone());
-            InUse { owned, store: Arc::new(store), names }
+            let store = Stoppable::over(owned.store(), self.cancel.clone(), names.clone());
+            InUse { owned, store, names }
         });
         in_use.clone()
     }

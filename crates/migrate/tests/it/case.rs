@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use ferry_core::testing::{MemSource, MemStore, TestRng, test_env};
 use ferry_core::{
-    BlockDevice, BlockSource, Capabilities, Env, Error, Namespace, Reply, Result, SnapId, Store,
+    BlockDevice, BlockSource, Capabilities, Env, Error, Layered, Namespace, Reply, Result, SnapId, Store,
 };
 use ferry_image::clone::{self, CloneFormat};
 use ferry_image::create::{CreateOptions, create};
@@ -173,8 +173,8 @@ impl Case {
             .stores
             .iter()
             .map(|s| {
-                Arc::new(FaultStore { inner: s.another_client(), faults: Arc::clone(&faults) })
-                    as Arc<dyn Store>
+                let store = FaultStore { inner: s.another_client(), faults: Arc::clone(&faults) };
+                Arc::new(Layered(store)) as Arc<dyn Store>
             })
             .collect();
         (faults, stores)

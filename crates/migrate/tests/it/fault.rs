@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
-use ferry_core::store::ObjectCursor;
-use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use ferry_core::{
-    Capabilities, ClientId, Effect, Error, ErrorKind, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId,
-    PoolInfo, PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
+    Effect, Error, ErrorKind, Layer, ObjectId, ReadOp, ReadReply, Reply, Result, SnapId, Store, WriteOp,
+    WriteReply,
 };
 
 /// What goes wrong, shared by all stores of a process.
@@ -68,6 +64,20 @@ pub(crate) struct FaultStore {
 }
 
 impl FaultStore {
+    fn check_readable(&self, object: &ObjectId) -> Result<()> {
+        let unreadable = self.faults.unreadable.lock().unwrap();
+        if unreadable.as_ref().is_some_and(|p| object.name.starts_with(p.as_str())) {
+            return Err(Error::new(ErrorKind::Io, "a bad sector"));
+        }
+        Ok(())
+    }
+}
+
+impl Layer for FaultStore {
+    fn below(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     fn ask<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
         if self.faults.is_dead() {
             return Reply::ready(Err(Error::new(ErrorKind::Unavailable, "the store is gone")));
@@ -80,43 +90,6 @@ impl FaultStore {
         self.ask(request)
     }
 
-    fn check_readable(&self, object: &ObjectId) -> Result<()> {
-        let unreadable = self.faults.unreadable.lock().unwrap();
-        if unreadable.as_ref().is_some_and(|p| object.name.starts_with(p.as_str())) {
-            return Err(Error::new(ErrorKind::Io, "a bad sector"));
-        }
-        Ok(())
-    }
-}
-
-impl Store for FaultStore {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-    fn client(&self) -> ClientId {
-        self.inner.client()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn identity(&self) -> [u8; 16] {
-        self.inner.identity()
-    }
-    fn pools(&self) -> Reply<Vec<PoolInfo>> {
-        self.ask(|s| s.pools())
-    }
-    fn create_pool(&self, name: &str) -> Reply<PoolId> {
-        self.change(|s| s.create_pool(name))
-    }
-    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
-        self.change(|s| s.remove_pool(pool))
-    }
-    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
-        self.change(|s| s.set_pool_flags(pool, flags))
-    }
-    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
-        self.ask(|s| s.pool_stats(pool))
-    }
     fn write(&self, object: &ObjectId, mut op: WriteOp) -> Reply<WriteReply> {
         if object.name.starts_with("rbd_data.") {
             self.faults.flip_in(&mut op);
@@ -127,59 +100,11 @@ impl Store for FaultStore {
         }
         self.change(|s| s.write(object, op))
     }
+
     fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
         match self.check_readable(object) {
             Ok(()) => self.ask(|s| s.read(object, at, op)),
             Err(e) => Reply::ready(Err(e)),
         }
-    }
-    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
-        self.ask(|s| s.list_snaps(object))
-    }
-    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
-        self.change(|s| s.allocate_snap(pool))
-    }
-    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
-        self.change(|s| s.release_snap(pool, snap))
-    }
-    fn list_objects(
-        &self,
-        pool: PoolId,
-        namespace: Option<&Namespace>,
-        after: Option<ObjectCursor>,
-        max: usize,
-    ) -> Reply<ObjectPage> {
-        self.ask(|s| s.list_objects(pool, namespace, after, max))
-    }
-    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
-        self.ask(|s| s.watch(object))
-    }
-    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
-        self.ask(|s| s.notify(object, payload, timeout))
-    }
-    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
-        self.ask(|s| s.list_watchers(object))
-    }
-    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
-        self.change(|s| s.lock(object, request))
-    }
-    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
-        self.change(|s| s.unlock(object, request))
-    }
-    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
-        self.change(|s| s.break_lock(object, request, locker))
-    }
-    fn cut_off(&self, address: &str) -> Reply<()> {
-        self.change(|s| s.cut_off(address))
-    }
-
-    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
-        self.ask(|s| s.lock_info(object, name))
-    }
-    fn flush(&self) -> Reply<()> {
-        self.ask(|s| s.flush())
-    }
-    fn address(&self) -> String {
-        self.inner.address()
     }
 }

@@ -7,18 +7,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
-use ferry_core::store::{
-    Capabilities, ObjectCursor, ObjectPage, ReadOp, ReadReply, SnapSet, WriteOp, WriteReply,
-};
-use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
-use ferry_core::{
-    ClientId, Effect, Error, Namespace, ObjectId, PoolFlags, PoolId, PoolInfo, PoolStats, Reply, Result,
-    SnapId, Store,
-};
+use ferry_core::{Effect, Error, Layer, Layered, ObjectId, Reply, Result, Store, WriteOp, WriteReply};
 use ferry_image::history;
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -114,19 +105,19 @@ impl Faults {
 #[derive(Debug)]
 pub(super) struct FaultyOwned {
     inner: Arc<dyn OwnedStore>,
-    store: Arc<FaultyStore>,
+    store: Arc<dyn Store>,
 }
 
 impl FaultyOwned {
     pub(super) fn new(inner: Arc<dyn OwnedStore>, faults: &Arc<Faults>) -> Self {
-        let store = Arc::new(FaultyStore { store: inner.store(), faults: Arc::clone(faults) });
+        let store = Arc::new(Layered(FaultyLayer { store: inner.store(), faults: Arc::clone(faults) }));
         Self { inner, store }
     }
 }
 
 impl OwnedStore for FaultyOwned {
     fn store(&self) -> Arc<dyn Store> {
-        Arc::<FaultyStore>::clone(&self.store)
+        Arc::clone(&self.store)
     }
 
     fn check(&self) -> Result<CheckReport> {
@@ -147,119 +138,21 @@ impl OwnedStore for FaultyOwned {
 }
 
 #[derive(Debug)]
-struct FaultyStore {
+struct FaultyLayer {
     store: Arc<dyn Store>,
     faults: Arc<Faults>,
 }
 
-impl Store for FaultyStore {
-    fn capabilities(&self) -> Capabilities {
-        self.store.capabilities()
+impl Layer for FaultyLayer {
+    fn below(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn client(&self) -> ClientId {
-        self.store.client()
-    }
-
-    fn describe(&self) -> String {
-        self.store.describe()
-    }
-
-    fn identity(&self) -> [u8; 16] {
-        self.store.identity()
-    }
-
-    fn generation(&self) -> Option<u64> {
-        self.store.generation()
-    }
-
-    fn pools(&self) -> Reply<Vec<PoolInfo>> {
-        self.store.pools()
-    }
-
-    fn create_pool(&self, name: &str) -> Reply<PoolId> {
-        self.faults.counted(self.store.create_pool(name))
-    }
-
-    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
-        self.faults.counted(self.store.remove_pool(pool))
-    }
-
-    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
-        self.faults.counted(self.store.set_pool_flags(pool, flags))
-    }
-
-    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
-        self.store.pool_stats(pool)
+    fn change<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
+        self.faults.counted(request(&*self.store))
     }
 
     fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
-        self.faults.counted(self.store.write(object, self.faults.flipped(op)))
-    }
-
-    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
-        self.store.read(object, at, op)
-    }
-
-    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
-        self.store.list_snaps(object)
-    }
-
-    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
-        self.faults.counted(self.store.allocate_snap(pool))
-    }
-
-    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
-        self.faults.counted(self.store.release_snap(pool, snap))
-    }
-
-    fn list_objects(
-        &self,
-        pool: PoolId,
-        namespace: Option<&Namespace>,
-        after: Option<ObjectCursor>,
-        max: usize,
-    ) -> Reply<ObjectPage> {
-        self.store.list_objects(pool, namespace, after, max)
-    }
-
-    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
-        self.store.watch(object)
-    }
-
-    fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
-        self.store.notify(object, payload, timeout)
-    }
-
-    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
-        self.store.list_watchers(object)
-    }
-
-    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
-        self.faults.counted(self.store.lock(object, request))
-    }
-
-    fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
-        self.faults.counted(self.store.unlock(object, request))
-    }
-
-    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
-        self.faults.counted(self.store.break_lock(object, request, locker))
-    }
-
-    fn cut_off(&self, address: &str) -> Reply<()> {
-        self.store.cut_off(address)
-    }
-
-    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
-        self.store.lock_info(object, name)
-    }
-
-    fn flush(&self) -> Reply<()> {
-        self.store.flush()
-    }
-
-    fn address(&self) -> String {
-        self.store.address()
+        self.change(|s| s.write(object, self.faults.flipped(op)))
     }
 }

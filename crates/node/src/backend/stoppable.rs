@@ -5,14 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
-use ferry_core::store::{
-    Capabilities, ObjectCursor, ObjectPage, ReadOp, ReadReply, SnapSet, WriteOp, WriteReply,
-};
-use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
-use ferry_core::{
-    ClientId, Namespace, ObjectId, PoolFlags, PoolId, PoolInfo, PoolStats, Reply, SnapId, Store,
-};
+use ferry_core::lock::UnlockRequest;
+use ferry_core::watch::NotifyReply;
+use ferry_core::{Layer, Layered, ObjectId, PoolInfo, Reply, Store};
 
 use crate::cancel::Cancel;
 
@@ -43,110 +38,35 @@ fn renamed(pools: Vec<PoolInfo>, names: &Names) -> Vec<PoolInfo> {
 }
 
 impl Stoppable {
-    /// `store` until `cancel` is asked for.
-    pub(crate) fn new(store: Arc<dyn Store>, cancel: Cancel) -> Self {
-        Self { store, cancel, names: Names::new() }
-    }
-
-    /// The same, with these names for its pools.
-    pub(crate) fn with_names(self, names: Names) -> Self {
-        Self { names, ..self }
-    }
-
-    /// Asks the store, unless the command is to end.
-    fn unless_stopped<T>(&self, ask: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
-        match self.cancel.check() {
-            Ok(()) => ask(&*self.store),
-            Err(e) => Reply::ready(Err(e)),
-        }
+    /// `store` until `cancel` is asked for, its pools called by these names.
+    pub(crate) fn over(store: Arc<dyn Store>, cancel: Cancel, names: Names) -> Arc<dyn Store> {
+        Arc::new(Layered(Self { store, cancel, names }))
     }
 }
 
-impl Store for Stoppable {
-    fn capabilities(&self) -> Capabilities {
-        self.store.capabilities()
+impl Layer for Stoppable {
+    fn below(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn client(&self) -> ClientId {
-        self.store.client()
-    }
-
-    fn describe(&self) -> String {
-        self.store.describe()
-    }
-
-    fn identity(&self) -> [u8; 16] {
-        self.store.identity()
-    }
-
-    fn generation(&self) -> Option<u64> {
-        self.store.generation()
+    fn ask<T: Send + Unpin + 'static>(&self, request: impl FnOnce(&dyn Store) -> Reply<T>) -> Reply<T> {
+        match self.cancel.check() {
+            Ok(()) => request(&*self.store),
+            Err(e) => Reply::ready(Err(e)),
+        }
     }
 
     fn pools(&self) -> Reply<Vec<PoolInfo>> {
+        let listed = self.ask(|s| s.pools());
         if self.names.is_empty() {
-            return self.unless_stopped(|s| s.pools());
+            return listed;
         }
-        let (listed, names) = (self.unless_stopped(|s| s.pools()), self.names.clone());
+        let names = self.names.clone();
         Reply::pending(async move { listed.await.map(|pools| renamed(pools, &names)) })
     }
 
-    fn create_pool(&self, name: &str) -> Reply<PoolId> {
-        self.unless_stopped(|s| s.create_pool(name))
-    }
-
-    fn remove_pool(&self, pool: PoolId) -> Reply<()> {
-        self.unless_stopped(|s| s.remove_pool(pool))
-    }
-
-    fn set_pool_flags(&self, pool: PoolId, flags: PoolFlags) -> Reply<()> {
-        self.unless_stopped(|s| s.set_pool_flags(pool, flags))
-    }
-
-    fn pool_stats(&self, pool: PoolId) -> Reply<PoolStats> {
-        self.unless_stopped(|s| s.pool_stats(pool))
-    }
-
-    fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
-        let op = op;
-        self.unless_stopped(|s| s.write(object, op))
-    }
-
-    fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
-        self.unless_stopped(|s| s.read(object, at, op))
-    }
-
-    fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
-        self.unless_stopped(|s| s.list_snaps(object))
-    }
-
-    fn allocate_snap(&self, pool: PoolId) -> Reply<SnapId> {
-        self.unless_stopped(|s| s.allocate_snap(pool))
-    }
-
-    fn release_snap(&self, pool: PoolId, snap: SnapId) -> Reply<()> {
-        self.unless_stopped(|s| s.release_snap(pool, snap))
-    }
-
-    fn list_objects(
-        &self,
-        pool: PoolId,
-        namespace: Option<&Namespace>,
-        after: Option<ObjectCursor>,
-        max: usize,
-    ) -> Reply<ObjectPage> {
-        self.unless_stopped(|s| s.list_objects(pool, namespace, after, max))
-    }
-
-    fn watch(&self, object: &ObjectId) -> Reply<WatchReceiver> {
-        self.unless_stopped(|s| s.watch(object))
-    }
-
     fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
-        let (reply, cancel) = match self.cancel.check() {
-            Ok(()) => (self.store.notify(object, payload, timeout), self.cancel.clone()),
-            Err(e) => return Reply::ready(Err(e)),
-        };
+        let (reply, cancel) = (self.ask(|s| s.notify(object, payload, timeout)), self.cancel.clone());
         // The only answer that may be long in coming: somebody else gives it.
         Reply::pending(async move {
             let asked = std::pin::pin!(cancel.asked());
@@ -157,38 +77,13 @@ impl Store for Stoppable {
         })
     }
 
-    fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
-        self.unless_stopped(|s| s.list_watchers(object))
-    }
-
-    // A lock is given back also by a command that is stopped.
-
-    fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {
-        self.unless_stopped(|s| s.lock(object, request))
-    }
-
+    /// A lock is given back also by a command that is stopped.
     fn unlock(&self, object: &ObjectId, request: UnlockRequest) -> Reply<()> {
         self.store.unlock(object, request)
     }
 
-    fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
-        self.unless_stopped(|s| s.break_lock(object, request, locker))
-    }
-
-    fn cut_off(&self, address: &str) -> Reply<()> {
-        self.unless_stopped(|s| s.cut_off(address))
-    }
-
-    fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {
-        self.unless_stopped(|s| s.lock_info(object, name))
-    }
-
     fn flush(&self) -> Reply<()> {
         self.store.flush()
-    }
-
-    fn address(&self) -> String {
-        self.store.address()
     }
 }
 

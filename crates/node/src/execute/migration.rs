@@ -23,7 +23,7 @@ use super::pace::Throttle;
 use super::switch::PAUSE_MAX;
 use super::{Run, Serving, failed};
 use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response, Streams};
-use crate::backend::Stoppable;
+use crate::backend::{Names, Stoppable};
 use crate::cancel::Cancel;
 use crate::spec::ImageSpec;
 use moved::Moved;
@@ -273,7 +273,7 @@ fn pause_limit(ms: Option<u64>) -> Duration {
 
 /// A pool that answers until `is_over` is asked for.
 fn until(pool: &Pool, is_over: &Cancel) -> Pool {
-    let store = Arc::new(Stoppable::new(Arc::clone(&pool.store), is_over.clone()));
+    let store = Stoppable::over(Arc::clone(&pool.store), is_over.clone(), Names::new());
     Pool { store, ..pool.clone() }
 }
 

@@ -63,8 +63,7 @@ impl HomePeers {
         for (cluster, names) in self.clusters.iter().filter(|_| of_cluster(place)) {
             match self.host.stores.connect(cluster) {
                 Ok(owned) if owned.store().identity() == identity => {
-                    let lasting = Stoppable::new(owned.store(), Cancel::new());
-                    return Ok(Arc::new(lasting.with_names(names.clone())));
+                    return Ok(Stoppable::over(owned.store(), Cancel::new(), names.clone()));
                 }
                 Ok(_) => {}
                 Err(e) => failure = failure.or(Some(e)),
