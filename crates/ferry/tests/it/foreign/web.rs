@@ -77,6 +77,17 @@ impl Web {
         self.world.sent.load(Ordering::SeqCst)
     }
 
+    /// The same, once nothing is on its way any more.
+    pub(super) fn sent_in_all(&self) -> u64 {
+        loop {
+            let before = self.sent();
+            thread::sleep(Duration::from_millis(300));
+            if self.sent() == before {
+                return before;
+            }
+        }
+    }
+
     /// Answers with this status once so many more bytes were sent, until it is told otherwise.
     pub(super) fn fail_after(&self, bytes: u64, status: u16) {
         *self.world.status.lock().unwrap() = Some((self.sent() + bytes, status));
@@ -105,7 +116,8 @@ impl World {
             }
             self.requests.lock().unwrap().push(request.clone());
             let (head, body) = self.answer(&request);
-            if stream.write_all(head.as_bytes()).is_err() || self.send(stream, body).is_err() {
+            let is_object = head.starts_with("HTTP/1.1 206");
+            if stream.write_all(head.as_bytes()).is_err() || self.send(stream, body, is_object).is_err() {
                 return;
             }
         }
@@ -135,7 +147,7 @@ impl World {
         (format!("HTTP/1.1 206 P\r\nETag: {tag}\r\n{range}\r\n\r\n"), &self.content[first..=last])
     }
 
-    fn send(&self, mut stream: &TcpStream, body: &[u8]) -> std::io::Result<()> {
+    fn send(&self, mut stream: &TcpStream, body: &[u8], is_object: bool) -> std::io::Result<()> {
         for piece in body.chunks(if self.rate == 0 { usize::MAX } else { PIECE }) {
             if self.rate > 0 {
                 let turn = {
@@ -147,7 +159,9 @@ impl World {
                 thread::sleep(turn.saturating_duration_since(Instant::now()));
             }
             stream.write_all(piece)?;
-            self.sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            if is_object {
+                self.sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            }
         }
         Ok(())
     }

@@ -569,7 +569,6 @@ fn small_reads_do_not_wait_behind_large_ones() {
     }
     let begun = Instant::now();
     assert!(stream.read(1 << 20, 4096).wait().unwrap() == pattern(SIZE)[1 << 20..(1 << 20) + 4096]);
-    // The large ones take the better part of an hour.
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(300), "it took {:?}", begun.elapsed());
     drop(large);
 }
