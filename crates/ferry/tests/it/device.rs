@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,27 @@ pub(crate) fn is_alive(process: &str) -> bool {
 
 fn size_of(device: &str) -> u64 {
     run("blockdev", &["--getsize64", device]).trim().parse().unwrap()
+}
+
+/// fio on a file of the mounted file system, reading back all it writes, for so many seconds.
+pub(crate) fn verified_writes(world: &World, seconds: u64) -> Child {
+    let fio = Command::new("fio")
+        .args(["--name=verified", "--rw=randrw", "--bsrange=4k-64k", "--size=24m", "--ioengine=psync"])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=16", "--time_based"])
+        .args([format!("--runtime={seconds}"), format!("--directory={}", world.at().display())])
+        .current_dir(world.home.dir())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    fio.unwrap()
+}
+
+/// It read back what it wrote, to the end.
+pub(crate) fn ended_well(fio: Child) {
+    let output = fio.wait_with_output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && out.contains("err= 0"), "{out}{err}");
 }
 
 /// What `device map` is for, whoever serves it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use servers::{Nginx, ObjectStore, Server};
 
-use crate::device::{World, run, skipped};
+use crate::device::{World, run, skipped, verified_writes};
 use crate::durability::setting;
 use crate::harness::{Home, Name};
 use crate::main_job::make_disk;
@@ -134,16 +134,7 @@ struct Use {
 
 impl Use {
     fn start(world: &World) -> Self {
-        let fio = Command::new("fio")
-            .args(["--name=used", "--rw=randrw", "--bsrange=4k-64k", "--size=16m", "--ioengine=psync"])
-            .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=16"])
-            .args(["--time_based", "--runtime=36000"])
-            .arg(format!("--directory={}", world.at().display()))
-            .current_dir(world.home.dir())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        Self { process: fio.unwrap() }
+        Self { process: verified_writes(world, 36_000) }
     }
 
     /// Ends it; nothing may have failed.

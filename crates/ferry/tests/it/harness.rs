@@ -122,6 +122,10 @@ impl Home {
 
     /// Starts a node on the home, run by the program `under`, and waits until it is ready; what it said where it does not start.
     pub(crate) fn try_serve(&self, under: &[&str], options: &[&str]) -> Result<Node, String> {
+        // The one that every test is to come out the same with.
+        if let Some(node) = self.node.lock().unwrap().take() {
+            assert_eq!(node.stop(), 0, "{}", self.log());
+        }
         let plain = self.command(Name::Ferry);
         let mut command = match under {
             [] => plain,

@@ -1,12 +1,12 @@
 //! Migrations of images in use: the client keeps its connection, its device and its mounted file system, and every byte.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::device::{World, run, skipped, until};
+use crate::device::{World, ended_well, run, skipped, until, verified_writes};
 use crate::durability::client::{Client, Request};
 use crate::durability::ledger::{Content, Ledger};
 use crate::durability::load::{Load, Numbers, Subject, check, wait_for_flushes};
@@ -51,26 +51,6 @@ fn moved(home: &Home, from: &str, to: &str, layout: &str) -> Vec<u64> {
 fn worst(pauses: &mut [u64]) -> (u64, u64) {
     pauses.sort_unstable();
     (pauses[(pauses.len() * 99).div_ceil(100) - 1], pauses[pauses.len() - 1])
-}
-
-/// fio on a file of the mounted file system, reading back all it writes, for so many seconds.
-fn verified_writes(world: &World, seconds: u64) -> Child {
-    let fio = Command::new("fio")
-        .args(["--name=verified", "--rw=randrw", "--bsrange=4k-64k", "--size=24m", "--ioengine=psync"])
-        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=16", "--time_based"])
-        .args([format!("--runtime={seconds}"), format!("--directory={}", world.at().display())])
-        .current_dir(world.home.dir())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    fio.unwrap()
-}
-
-fn ended_well(fio: Child) {
-    let output = fio.wait_with_output().unwrap();
-    let out = String::from_utf8_lossy(&output.stdout);
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && out.contains("err= 0"), "{out}{err}");
 }
 
 /// A mounted file system goes to another store and on to another pool, and comes back from a third.
@@ -184,7 +164,7 @@ fn exports_added_before_and_after_a_copy_began_write_as_fast_as_beside_none() {
     let took = began.elapsed();
     println!("2000 writes beside a copy, by two clients in turn: {took:?}");
     // If they took the lock from each other, each would take milliseconds.
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(copying.wait().unwrap().success());
     home.ok("migration commit far/a --no-progress");
     drop(clients);

@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::device::{World, run, skipped};
+use crate::device::{World, ended_well, run, skipped, verified_writes};
 use crate::durability::setting;
 use crate::harness::{Home, Name};
 
@@ -67,35 +67,6 @@ fn sums(world: &World, below: &str) -> String {
     run("sh", &["-c", &script])
 }
 
-/// fio on a file of the mounted disk, reading back all it writes.
-fn use_disk(world: &World) -> Child {
-    let fio = Command::new("fio")
-        .args([
-            "--name=used",
-            "--rw=randrw",
-            "--bsrange=4k-64k",
-            "--size=32m",
-            "--ioengine=psync",
-            "--verify=crc32c",
-        ])
-        .args(["--verify_fatal=1", "--verify_backlog=64", "--fsync=16", "--time_based"])
-        .args([
-            format!("--runtime={}", setting("FERRY_MAIN_JOB_SECONDS", 15)),
-            format!("--directory={}", world.at().display()),
-        ])
-        .current_dir(world.home.dir())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    fio.unwrap()
-}
-
-fn ended_well(fio: Child) {
-    let output = fio.wait_with_output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("err= 0"), "{out}{err}");
-}
-
 #[test]
 fn a_distribution_sized_disk_moves_three_times_while_it_is_used() {
     if skipped("a_distribution_sized_disk_moves_three_times_while_it_is_used") {
@@ -124,7 +95,7 @@ fn a_distribution_sized_disk_moves_three_times_while_it_is_used() {
     let began = Instant::now();
     let (installed, guest) = (sum(home, "rbd/root@installed"), sum(home, "rbd/guest"));
     let used = sum(home, "rbd/root@used");
-    let fio = use_disk(&world);
+    let fio = verified_writes(&world, setting("FERRY_MAIN_JOB_SECONDS", 15));
     let mut told = Vec::new();
     for (from, to, layout) in [
         ("rbd/root", "fast/root", ""),
