@@ -92,9 +92,8 @@ fn requests(at: &Place, place: &Path, report: &mut Report) -> Result<(), String>
         run(&mut at.rbd(&format!("create {} --size {}M", at.image(name), at.mib)))?;
     }
     let socket = place.join("nbd.sock");
-    let mut nbd =
-        at.ferry(&format!("nbd {} --name image --socket {}", at.image("ours"), socket.display()))?;
-    let ours = Peer::start("ferry", "image", &socket, &mut nbd)?;
+    let mut nbd = at.ferry(&format!("nbd {} --socket {}", at.image("ours"), socket.display()))?;
+    let ours = Peer::start("ferry", &at.image("ours"), &socket, &mut nbd)?;
     let fill = ["--rw=write", "--bs=1m", "--iodepth=4", &size, "--refill_buffers"];
     ours.drive(&fill)?;
     at.librbd("theirs", &fill)?;
@@ -142,8 +141,8 @@ fn first_writes(at: &Place, place: &Path, report: &mut Report) -> Result<(), Str
         let socket = place.join("clone.sock");
         // The server of the round before left its socket.
         drop(std::fs::remove_file(&socket));
-        let offered = format!("nbd {} --name image --socket {}", at.image("ours"), socket.display());
-        let ours = Peer::start("ferry", "image", &socket, &mut at.ferry(&offered)?)?;
+        let offered = format!("nbd {} --socket {}", at.image("ours"), socket.display());
+        let ours = Peer::start("ferry", &at.image("ours"), &socket, &mut at.ferry(&offered)?)?;
         mine.push(ours.drive(&writes)?.0);
         theirs.push(at.librbd("theirs", &writes)?);
         drop(ours);

@@ -64,6 +64,8 @@ pub struct Diff {
     request: DiffRequest,
     /// Where the answer only counts objects, the maps alone decide.
     list_snaps: bool,
+    /// Whether it tells what was written to the target of a migration.
+    is_since_prepare: bool,
 }
 
 impl Diff {
@@ -83,7 +85,7 @@ impl Diff {
         let maps = load_maps(image, request, to.object_count()).await?;
         // What a target has not got yet changed, if it did, in the source.
         let list_snaps = image.pool.store.capabilities().list_snaps && !to.is_target;
-        Ok(Self { from, to, maps, request, list_snaps })
+        Ok(Self { from, to, maps, request, list_snaps, is_since_prepare: false })
     }
 
     /// A diff between two points of one image, as closely as the store can tell.
@@ -91,7 +93,7 @@ impl Diff {
         let (granularity, parent) = (Granularity::Exact, ParentData::Included);
         let request = DiffRequest { from: Some(from.snap), to: to.snap, granularity, parent };
         let list_snaps = to.store.capabilities().list_snaps && !to.is_target;
-        Self { from: Some(from), to, maps: None, request, list_snaps }
+        Self { from: Some(from), to, maps: None, request, list_snaps, is_since_prepare: false }
     }
 
     /// What was written to the target of a migration since prepare, whether or not it still reads through to its source.
@@ -104,6 +106,9 @@ impl Diff {
             Self::between(image.revision_at(base.snap).await?, image.revision_at(SnapId::HEAD).await?);
         // An object that is not there, or not finished, was not written.
         diff.list_snaps = image.pool.store.capabilities().list_snaps;
+        diff.is_since_prepare = true;
+        // Also where it is aborted and shows the source no more: what was written aside still counts.
+        diff.to.is_target = true;
         Ok(diff)
     }
 

@@ -9,10 +9,13 @@
 //! - Each step is guarded by the mark before it: whoever loses a race goes on from what the other did.
 //! - An object that HEAD lacks although versions of it are preserved was finished and then removed.
 //! - Points that show the same take one step together; an object that never changed takes one.
+//! - Where that means copying, a write does not wait for it: its bytes are kept [aside](early), and put over the source's in
+//!   the last steps.
 //! - What is written since prepare lies above the point of prepare ([`Header::base`]), so that it can be told apart.
 //!
 //! [`Header::base`]: crate::header::Header::base
 
+pub mod early;
 mod step;
 
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use ferry_core::{
     Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, ReadReply, Result, SnapContext, SnapId, WriteOp,
 };
 
+use self::early::Early;
 use crate::features::{Features, Flags};
 use crate::image::Image;
 use crate::io::Io;
@@ -49,6 +53,8 @@ pub struct Point {
 pub struct History {
     /// Ascending; HEAD last.
     points: Vec<Point>,
+    /// Where bytes may be written aside.
+    early: Option<Arc<Early>>,
 }
 
 /// What became of an object.
@@ -139,7 +145,9 @@ impl History {
                 keeps_parent: header.parent_at(at)?.is_some(),
             });
         }
-        Ok(Some(Self { points }))
+        let head = &points.last().expect("HEAD is one").revision;
+        let early = Early::of(header, head).map(Arc::new);
+        Ok(Some(Self { points, early }))
     }
 
     /// Ascending; HEAD last.
@@ -200,7 +208,14 @@ impl Io {
         let mut losses = 0;
         while losses <= WRITE_RETRIES_MAX {
             let right_until = match self.standing(object).await? {
-                Standing::Finished(migrated) => return Ok((migrated, moved)),
+                Standing::Finished(migrated) => {
+                    // A crash may have come between the last step and this.
+                    if self.revision().has_early(object).await? {
+                        let _held = history.hold_early(object).await;
+                        self.forget_early(object).await?;
+                    }
+                    return Ok((migrated, moved));
+                }
                 Standing::Missing => None,
                 Standing::Unfinished(snap) => Some(snap),
             };
@@ -212,7 +227,7 @@ impl Io {
             // What HEAD does not reach is not in its object map.
             let in_head = self.revision().length_of(object) > 0;
             let announced = if in_head { vec![object] } else { Vec::new() };
-            match self.announced(announced, self.take_step(object, step)).await {
+            match self.announced(announced, Box::pin(self.take_step_over(history, object, step))).await {
                 Ok(()) => {
                     moved.copied += cost.copied;
                     moved.shared += cost.shared;
@@ -283,6 +298,12 @@ impl Io {
             match self.apply(object, op).await {
                 Err(e) if is_lost_race(&e) => {}
                 done => return done,
+            }
+            if let [Effect::Write { offset, data }] = effects {
+                let extent = ObjectExtent { object, offset: *offset, length: data.len() as u64 };
+                if Box::pin(self.write_early(extent, data)).await? {
+                    return Ok(());
+                }
             }
             if self.migrate_object(object).await? == Migrated::There {
                 continue;

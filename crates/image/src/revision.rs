@@ -246,8 +246,17 @@ impl Revision {
             return Ok(found);
         }
         let op = ReadOp::data(extent.offset, extent.length);
-        if let Some(reply) = self.look(extent.object, op).await? {
+        if let Some(reply) = self.look(extent.object, op.clone()).await? {
             return Ok(self.in_image(extent, reply.data));
+        }
+        if self.keeps_early() {
+            if let Some(early) = self.early(extent).await? {
+                return Box::pin(self.read_under(extent, early.data)).await;
+            }
+            // It may have been finished in between.
+            if let Some(reply) = self.look(extent.object, op).await? {
+                return Ok(self.in_image(extent, reply.data));
+            }
         }
         if let Some(generation) = generation
             && let Some(owner) = self.find_owner(extent.object).await?
@@ -309,6 +318,9 @@ impl Revision {
             if ancestor.look(object, ReadOp::stat()).await?.is_some() {
                 return Ok(Some(Owner::Ancestor(Arc::clone(ancestor))));
             }
+            if ancestor.has_early(object).await? {
+                return Ok(None);
+            }
             child = ancestor;
         }
         Ok(Some(Owner::Nobody))
@@ -323,6 +335,16 @@ impl Revision {
             let parts: Vec<SparseData> = reads.buffered(OBJECTS_IN_FLIGHT).try_collect().await?;
             Ok(parts.into_iter().flat_map(|p| p.extents).collect())
         })
+    }
+
+    /// What was written aside for a part of an object, and what shows through around it.
+    async fn read_under(&self, extent: ObjectExtent, early: SparseData) -> Result<Vec<(u64, Bytes)>> {
+        let mut found = Vec::new();
+        for gap in gaps(extent, early.extents.iter().map(|(at, bytes)| (*at, bytes.len() as u64))) {
+            found.extend(self.read_parent(gap).await?);
+        }
+        found.extend(self.in_image(extent, early));
+        Ok(found)
     }
 
     /// The image ranges of a part of an object, as far as the parent shows there.
@@ -373,12 +395,37 @@ impl Revision {
     }
 
     /// As [`Self::locate`], for a part of one object.
-    async fn locate_in_object(&self, extent: ObjectExtent) -> Result<Vec<Piece>> {
+    pub(crate) async fn locate_in_object(&self, extent: ObjectExtent) -> Result<Vec<Piece>> {
         let object = self.object_id(extent.object);
+        match self.look(extent.object, ReadOp::stat()).await? {
+            Some(reply) => return Ok(self.pieces_of(extent, &object, reply.size)),
+            None if !self.keeps_early() => return self.locate_in_parent(extent).await,
+            None => {}
+        }
+        if let Some(early) = self.early(extent).await? {
+            return Box::pin(self.locate_under(extent, early)).await;
+        }
+        // It may have been finished in between.
         match self.look(extent.object, ReadOp::stat()).await? {
             Some(reply) => Ok(self.pieces_of(extent, &object, reply.size)),
             None => self.locate_in_parent(extent).await,
         }
+    }
+
+    /// Where what was written aside for a part of an object lies, and what shows through around it.
+    async fn locate_under(&self, extent: ObjectExtent, early: ReadReply) -> Result<Vec<Piece>> {
+        let held: Vec<(u64, u64)> = early.data.extents.iter().map(|(at, b)| (*at, b.len() as u64)).collect();
+        let object = self.early_object(extent.object);
+        let mut pieces = Vec::new();
+        for gap in gaps(extent, held.iter().copied()) {
+            pieces.extend(self.locate_in_parent(gap).await?);
+        }
+        for (offset, length) in held {
+            let part = ObjectExtent { object: extent.object, offset, length };
+            pieces.extend(self.pieces_of(part, &object, early.size));
+        }
+        pieces.sort_unstable_by_key(|p| p.image_offset);
+        Ok(pieces)
     }
 
     /// The pieces of an object that exists, as far as its size goes.
@@ -408,4 +455,18 @@ impl Revision {
         }
         Ok(pieces)
     }
+}
+
+/// What lies between the ranges `held`, which ascend, in a part of an object.
+fn gaps(extent: ObjectExtent, held: impl Iterator<Item = (u64, u64)>) -> Vec<ObjectExtent> {
+    let end = extent.offset + extent.length;
+    let mut at = extent.offset;
+    let mut found = Vec::new();
+    for (offset, length) in held.chain([(end, 0)]) {
+        if offset > at {
+            found.push(ObjectExtent { object: extent.object, offset: at, length: offset - at });
+        }
+        at = at.max(offset + length);
+    }
+    found
 }

@@ -14,7 +14,7 @@ use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::features::{Features, Flags};
 use ferry_image::header::Header;
-use ferry_image::history::{Migrated, Moved};
+use ferry_image::history::{Migrated, Moved, early};
 use ferry_image::io::{Io, layout_of};
 use ferry_image::layout::{Layout, ObjectExtent, ObjectNo};
 use ferry_image::limits::OBJECTS_IN_FLIGHT;
@@ -368,12 +368,19 @@ async fn describe(ends: &mut [&mut End], percent: u64, first: u64) -> Result<()>
 
 /// All is there: says so, durably, and lets clients know.
 pub(crate) async fn finish(source: Option<&mut End>, target: &mut End, device: &ImageDevice) -> Result<()> {
+    device.holding(|io| async move { Box::pin(io.settle_early()).await }).await?;
     target.pool.store.flush().await?;
     if let Some(source) = source {
         source.set_state(MigrationState::Executed, "").await?;
     }
     device
         .exclusively(async |image| {
+            if early::is_any(image).await? {
+                // Written since: nobody writes now.
+                Box::pin(Io::open(image).await?.settle_early()).await?;
+                image.pool.store.flush().await?;
+            }
+            early::remove_all(image).await?;
             image.update_header(|h| h.set_migration_state(MigrationState::Executed, "")).await
         })
         .await?;

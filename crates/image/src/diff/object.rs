@@ -23,6 +23,11 @@ impl Diff {
     /// # Errors
     /// Those of the store.
     pub async fn object_changes(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+        if self.is_since_prepare
+            && let Some(changes) = Box::pin(self.written_early(object)).await?
+        {
+            return Ok(changes);
+        }
         let verdict = self.verdict(object);
         if verdict == Verdict::Unchanged {
             return Ok(self.lost_overlap(object));
@@ -51,6 +56,20 @@ impl Diff {
         Ok(changes)
     }
 
+    /// What was written aside for an object that does not have its history yet; `None` where nothing was.
+    async fn written_early(&self, object: ObjectNo) -> Result<Option<Vec<DeviceExtent>>> {
+        let whole = ObjectExtent { object, offset: 0, length: self.to.length_of(object) };
+        let Some(early) = self.to.early(whole).await? else { return Ok(None) };
+        if self.to.look(object, ReadOp::stat()).await?.is_some() {
+            return Ok(None);
+        }
+        let written =
+            early.data.extents.into_iter().flat_map(|(at, bytes)| {
+                self.in_image(object, at, at + bytes.len() as u64, ExtentState::Data)
+            });
+        Ok(Some(written.collect()))
+    }
+
     /// All there is in an object.
     async fn since_beginning(
         &self,
@@ -72,13 +91,14 @@ impl Diff {
             self.to.look(object, ReadOp::stat()).await?.map(|reply| reply.size)
         };
         match (found, self.request.parent) {
-            (Some(0), _) | (None, ParentData::Excluded) => Ok(Vec::new()),
+            (None, ParentData::Excluded) => Ok(self.written_early(object).await?.unwrap_or_default()),
+            (Some(0), _) => Ok(Vec::new()),
             (Some(size), _) => {
                 let size = if whole_object { length } else { size };
                 Ok(self.in_image(object, 0, size, ExtentState::Data))
             }
             (None, ParentData::Included) => {
-                let pieces = self.to.locate_in_parent(whole).await?;
+                let pieces = self.to.locate_in_object(whole).await?;
                 if whole_object && !pieces.is_empty() {
                     return Ok(self.in_image(object, 0, length, ExtentState::Data));
                 }

@@ -23,6 +23,10 @@ pub(super) struct Step {
     pub(super) effects: Vec<Effect>,
     /// Snapshots that have the object then, with their object maps.
     pub(super) maps: Vec<(SnapId, ObjectId)>,
+    /// Whether it is for HEAD alone.
+    pub(super) is_for_head: bool,
+    /// The newest point before HEAD.
+    pub(super) before_head: Option<SnapId>,
 }
 
 impl History {
@@ -36,14 +40,18 @@ impl History {
         let points = self.points();
         let first = match after {
             Some(snap) => points.iter().position(|p| p.revision.snap > snap),
-            None => first_needing(points, object).await?,
+            None => {
+                let (needing, early) =
+                    (first_needing(points, object).await?, first_early(points, object).await?);
+                needing.into_iter().chain(early).min()
+            }
         };
         let Some(first) = first else { return Ok(None) };
         let point = &points[first].revision;
         let mut is_nothing = false;
         // The snapshot it is right for may have been removed since: then nothing tells what differs, and all is brought anew.
         let before = first.checked_sub(1).map(|n| &points[n].revision).filter(|p| after == Some(p.snap));
-        let effects = match before {
+        let mut effects = match before {
             Some(before) => changes(io, before, point, object).await?,
             None => {
                 let mut effects = vec![Effect::Create, Effect::Truncate(0)];
@@ -52,13 +60,21 @@ impl History {
                 effects
             }
         };
+        let is_for_head = first + 1 == points.len();
+        let was_early = point.has_early(object).await?;
+        // HEAD's may still grow: what is aside there is put in when the step is taken.
+        if !is_for_head && was_early {
+            effects.extend(point.early_effects(object).await?.unwrap_or_default());
+        }
         let mut end = first + 1;
         while end < points.len()
+            && !was_early
+            && !points[end].revision.has_early(object).await?
             && shows_same(&points[end - 1].revision, &points[end].revision, object).await?
         {
             end += 1;
         }
-        if is_nothing && end == points.len() {
+        if is_nothing && !was_early && end == points.len() {
             // The source did not know, but it was all zeros.
             return Ok(None);
         }
@@ -77,6 +93,8 @@ impl History {
             context: context_before(points, first, after),
             effects,
             maps: points[first..end].iter().filter_map(of_map).collect(),
+            is_for_head,
+            before_head: points.len().checked_sub(2).map(|n| points[n].revision.snap),
         }))
     }
 }
@@ -87,7 +105,7 @@ fn is_behind(io: &Io, head: &Revision, object: ObjectNo) -> bool {
 }
 
 /// The first point at which the target needs an object of its own.
-async fn first_needing(points: &[Point], object: ObjectNo) -> Result<Option<usize>> {
+pub(super) async fn first_needing(points: &[Point], object: ObjectNo) -> Result<Option<usize>> {
     for (n, point) in points.iter().enumerate() {
         // What shows the same as the point before needs no more than that did.
         let known = match n.checked_sub(1).map(|before| &points[before]) {
@@ -95,6 +113,16 @@ async fn first_needing(points: &[Point], object: ObjectNo) -> Result<Option<usiz
             None => false,
         };
         if !known && needs(point, object).await? {
+            return Ok(Some(n));
+        }
+    }
+    Ok(None)
+}
+
+/// The first point by which something was written aside.
+async fn first_early(points: &[Point], object: ObjectNo) -> Result<Option<usize>> {
+    for (n, point) in points.iter().enumerate() {
+        if point.revision.has_early(object).await? {
             return Ok(Some(n));
         }
     }

@@ -4,6 +4,7 @@ use ferry_core::{Effect, ErrorKind, Guard, Result, SnapId, WriteOp};
 use futures_util::stream::{self, StreamExt};
 
 use crate::features::{Features, Flags};
+use crate::history::early;
 use crate::image::Image;
 use crate::io::layout_of;
 use crate::layout::ObjectNo;
@@ -17,6 +18,7 @@ use crate::progress::Progress;
 /// The stored object map is left as it is: until the header goes it says of removed objects that they may exist, which is
 /// always right.
 pub(super) async fn remove_data(image: &Image, progress: Progress<'_>) -> Result<()> {
+    early::remove_all(image).await?;
     let count = layout_of(&image.header)?.object_count(image.header.size);
     let map = if image.header.features.contains(Features::OBJECT_MAP)
         && !image.header.flags.contains(Flags::OBJECT_MAP_INVALID)

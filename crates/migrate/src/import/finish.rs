@@ -176,7 +176,9 @@ async fn is_written(import: &Import) -> Result<bool> {
     let known = if redirects { allocated(&import.target, &image.header).await? } else { None };
     let objects = known.unwrap_or_else(|| (0..diff.to().object_count()).map(ObjectNo).collect());
     for object in objects {
-        let may_differ = !redirects || diff.to().look(object, ReadOp::stat()).await?.is_some();
+        let may_differ = !redirects
+            || diff.to().look(object, ReadOp::stat()).await?.is_some()
+            || diff.to().has_early(object).await?;
         if may_differ && !diff.object_changes(object).await?.is_empty() {
             return Ok(true);
         }

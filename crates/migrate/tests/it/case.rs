@@ -400,6 +400,18 @@ impl Case {
         self.check_nothing_left().await
     }
 
+    /// The names of all objects.
+    pub(crate) async fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for store in &self.stores {
+            for info in store.pools().await.unwrap() {
+                let page = store.list_objects(info.id, None, None, 4096).await.unwrap();
+                names.extend(page.objects.iter().map(|(_, name)| name.to_string()));
+            }
+        }
+        names
+    }
+
     /// No object of an image is left anywhere, and no entry in a trash.
     pub(crate) async fn check_nothing_left(&self) -> Result<()> {
         for (n, store) in self.stores.iter().enumerate() {

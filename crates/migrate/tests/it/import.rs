@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ferry_core::testing::MemSource;
 use ferry_core::testing::mem_source::Knowledge;
 use ferry_core::{BlockDevice, Error, ErrorKind, Result};
@@ -376,5 +377,57 @@ impl Case {
         self.execute_import_in(&pool, self.target.name).await.unwrap();
         let read = source.bytes_read() - 512;
         assert!(read <= bytes.len() as u64 * 105 / 100, "{read} of {} bytes", bytes.len());
+    }
+
+    /// A first write waits for what its own blocks need of the source, and for nothing else of the object.
+    pub(crate) async fn written_at_once(mut self) {
+        let size = 4 << 20;
+        self.has_parent = false;
+        self.target.name = "b";
+        let bytes: Vec<u8> = (0..size).map(|n: usize| u8::try_from(n / 512 % 251).unwrap() | 1).collect();
+        let source = MemSource::new(Vec::new(), bytes.clone(), Knowledge::Nothing);
+        self.foreign = Some(Arc::clone(&source));
+        let layout = CreateOptions { order: Some(20), ..CreateOptions::default() };
+        let plan = Plan {
+            from: From::Foreign,
+            snap: String::new(),
+            options: ImportOptions { layout, shared: false },
+        };
+        self.import_to_the_end(&plan, Verb::Prepare).await.unwrap();
+        let pool = self.pool(&self.target.clone()).await;
+        let device = self.open(&pool, self.target.name).await.unwrap();
+        let mut wanted = bytes.clone();
+        let mut put = async |offset: usize, length: usize, with: u8| {
+            wanted[offset..offset + length].fill(with);
+            device.write(offset as u64, Bytes::from(vec![with; length])).await.unwrap();
+        };
+        put(1 << 20, 4096, 200).await;
+        put((1 << 20) + 40960, 12288, 201).await;
+        assert_eq!(source.bytes_read(), 0, "whole blocks need nothing of the source");
+        put((2 << 20) + 5000, 8192, 202).await;
+        assert!(source.bytes_read() <= 8192, "the two blocks it cuts: {}", source.bytes_read());
+        put(2 << 20, 100, 203).await;
+        device.exclusively(async |i: &mut Image| snapshot::create(i, "t").await).await.unwrap();
+        let at_t = wanted.clone();
+        let mut put = async |offset: usize, length: usize, with: u8| {
+            wanted[offset..offset + length].fill(with);
+            device.write(offset as u64, Bytes::from(vec![with; length])).await.unwrap();
+        };
+        put((1 << 20) + 4096, 65536, 204).await;
+        assert!(device.read(0, size as u64).await.unwrap() == wanted);
+        let aside = |names: Vec<String>| names.iter().filter(|n| n.contains(".early")).count();
+        assert_eq!(aside(self.names().await), 3, "two objects, and the index of them");
+        device.close().await.unwrap();
+
+        let before = source.bytes_read();
+        self.execute_import_in(&pool, self.target.name).await.unwrap();
+        assert_eq!(source.bytes_read() - before, size as u64, "every object once");
+        let image = Image::open(&pool, self.target.name, Opening::ReadOnly).await.unwrap();
+        let head = image.revision().await.unwrap();
+        assert!(head.read_bytes(0, size as u64).await.unwrap() == wanted);
+        let t = image.at_snapshot("t").unwrap().revision().await.unwrap();
+        assert!(t.read_bytes(0, size as u64).await.unwrap() == at_t);
+        assert_eq!(aside(self.names().await), 0);
+        self.import_to_the_end(&plan, Verb::Commit).await.unwrap();
     }
 }

@@ -147,6 +147,11 @@ fn a_flipped_byte_of_an_import_is_never_committed() {
 }
 
 #[test]
+fn a_first_write_waits_for_its_own_blocks_and_not_for_an_object() {
+    futures_executor::block_on(Box::pin(Case::new(1, Kind::OneStore).written_at_once()));
+}
+
+#[test]
 fn nothing_is_fetched_before_it_is_needed_nor_twice() {
     futures_executor::block_on(Case::new(1, Kind::OneStore).thrifty());
 }
