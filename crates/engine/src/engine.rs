@@ -21,7 +21,7 @@ use crate::limits::{
 };
 use crate::log::Log;
 pub use crate::recover::Recovery;
-use crate::recover::{read_superblock, read_table};
+use crate::recover::{need_no_segments, read_superblock, read_table};
 use crate::space::Space;
 use crate::tree::Tree;
 
@@ -112,6 +112,7 @@ impl Engine {
         if disk.has_superblock()? {
             return Err(Error::exists("there is a store here").with("directory", disk.describe()));
         }
+        need_no_segments(&*disk)?;
         let segment_blocks = match options.segment_blocks {
             0 => fitting_segment_blocks(&*disk, options.capacity_bytes)?,
             blocks => blocks,

@@ -45,9 +45,22 @@ struct Tail {
     touched: Vec<(SegmentNo, u64, u32)>,
 }
 
+/// Refuses a place where segments are and no superblock: a store without it is damaged, and a new one would take its segments.
+///
+/// # Errors
+/// `Corrupt`.
+pub(crate) fn need_no_segments(disk: &dyn Disk) -> Result<()> {
+    if disk.segments()?.is_empty() {
+        return Ok(());
+    }
+    Err(Error::corrupt("the superblock of a store is missing, and its segments are there")
+        .with("directory", disk.describe()))
+}
+
 /// Reads the superblock, whichever slot is newer.
 pub(crate) fn read_superblock(disk: &dyn Disk) -> Result<(Superblock, bool)> {
     if !disk.has_superblock()? {
+        need_no_segments(disk)?;
         return Err(Error::not_found("no store here").with("directory", disk.describe()));
     }
     let mut found: Vec<Superblock> = Vec::new();

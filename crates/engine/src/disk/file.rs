@@ -64,6 +64,10 @@ impl FileDisk {
 
     fn at(directory: &Path, access: Access) -> Result<Self> {
         if !directory.join("segments").is_dir() {
+            if directory.join("superblock").exists() {
+                return Err(Error::corrupt("the directory of the store's segments is missing")
+                    .with("directory", directory.join("segments").display()));
+            }
             return Err(Error::not_found("no store here").with("directory", directory.display()));
         }
         Ok(Self { directory: directory.to_owned(), access, open: RwLock::default() })
@@ -87,7 +91,7 @@ impl FileDisk {
             .write(self.access == Access::Write)
             .open(&path)
             .map(Arc::new)
-            .map_err(|e| Error::io("cannot open a file of the store", e).with("file", path.display()))?;
+            .map_err(|e| cannot_open(file, e).with("file", path.display()))?;
         open.insert(file, Arc::clone(&handle));
         Ok(handle)
     }
@@ -111,6 +115,17 @@ impl FileDisk {
             FileId::Superblock => self.directory.clone(),
             FileId::Segment(_) => self.directory.join("segments"),
         }
+    }
+}
+
+/// Why a file cannot be opened. A segment that is missing is damage: as `NotFound` it would look like an object that does not
+/// exist, which reads as zeros.
+fn cannot_open(file: FileId, error: std::io::Error) -> Error {
+    match file {
+        FileId::Segment(_) if error.kind() == std::io::ErrorKind::NotFound => {
+            Error::corrupt("a file of the store is missing").because(error)
+        }
+        FileId::Segment(_) | FileId::Superblock => Error::io("cannot open a file of the store", error),
     }
 }
 
