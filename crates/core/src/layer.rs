@@ -118,6 +118,14 @@ impl<L: Layer> Store for Layered<L> {
         self.0.read(object, at, op)
     }
 
+    fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
+        self.0.ask(|s| s.extents(object, at, offset, length))
+    }
+
+    fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
+        self.0.ask(|s| s.is_same_at(object, one, other))
+    }
+
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
         self.0.ask(|s| s.list_snaps(object))
     }

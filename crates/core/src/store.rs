@@ -564,6 +564,28 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// `xattrs` and `omap` are those of HEAD whatever the snapshot (and empty where only preserved versions are left).
     fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply>;
 
+    /// The parts of a range of an object that hold bytes, at a snapshot or HEAD, as far as the store knows without reading them:
+    /// `(offset, length)` in bytes, ascending, apart, none empty. All else reads as zeros; so may a part. `NotFound` (2) if the
+    /// object did not exist then.
+    fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
+        // It holds bytes up to its end, as far as anybody can tell.
+        let part = move |size: u64| {
+            let end = offset.saturating_add(length).min(size);
+            if offset < end { vec![(offset, end - offset)] } else { Vec::new() }
+        };
+        match self.read(object, at, ReadOp::stat()) {
+            Reply::Ready(reply) => Reply::Ready(reply.map(|r| r.map(|reply| part(reply.size)))),
+            Reply::Pending(reply) => Reply::pending(async move { Ok(part(reply.await?.size)) }),
+        }
+    }
+
+    /// Whether an object is known to be the same at two points, snapshots or HEAD, bytes and existence. `false` where it may
+    /// differ, and from a store that cannot tell. For stores that cannot list an object's versions.
+    fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
+        let _ = (object, one, other);
+        Reply::ready(Ok(false))
+    }
+
     /// All versions of an object. `NotFound` (2) if neither HEAD nor a preserved version exists.
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet>;
 

@@ -160,6 +160,11 @@ impl ReadJob {
 }
 
 impl ReadJob {
+    /// What there is to fetch, as `(offset, length)` in bytes of the object.
+    pub(crate) fn into_extents(self) -> Vec<(u64, u64)> {
+        self.extents.into_iter().map(|(from, end)| (from, end - from)).collect()
+    }
+
     /// Where the runs from number `first` on lie.
     fn ranges_from(&self, first: usize) -> Vec<(FileId, u64, u64)> {
         let range =

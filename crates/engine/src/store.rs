@@ -68,6 +68,13 @@ impl Engine {
         Ok(reply)
     }
 
+    fn do_extents(&self, id: &ObjectId, at: SnapId, offset: u64, length: u64) -> Result<Vec<(u64, u64)>> {
+        let mut core = self.lock();
+        core.pool(id.pool)?;
+        let version = core.version_at(id, at)?;
+        Ok(core.plan_read(version, offset, length)?.into_extents())
+    }
+
     /// Runs `change` on the lock `name` of an object and stores what comes of it, unless it changed meanwhile: then again.
     fn change_lock(
         &self,
@@ -392,6 +399,10 @@ impl Store for Engine {
 
     fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
         Reply::ready(self.do_read(object, at, &op))
+    }
+
+    fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
+        Reply::ready(self.do_extents(object, at, offset, length))
     }
 
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {

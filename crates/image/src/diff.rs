@@ -26,7 +26,10 @@ use crate::revision::Revision;
 /// How closely to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granularity {
-    /// As closely as the store can tell.
+    /// As closely as the store can tell, what is zeros for certain as such: for lists that people and programs read.
+    Extents,
+    /// As closely as the store tells at once; an object counts as data up to its size. For copies, which find out about holes
+    /// when they read, and are the faster the longer the parts are.
     Exact,
     /// Whole objects, by the object maps where they are valid.
     WholeObject,
@@ -37,7 +40,7 @@ pub enum Granularity {
 pub enum ParentData {
     /// It is, as for an export.
     Included,
-    /// It is not, as for a count of used space.
+    /// It is not, as for a count of used space; where the image hides it and holds nothing, that is a change to zeros.
     Excluded,
 }
 

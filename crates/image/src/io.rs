@@ -152,7 +152,7 @@ impl Io {
         self.revision.store.flush().await
     }
 
-    /// What a range holds, in order and without gaps. An object counts as data up to its size.
+    /// What a range holds, in order and without gaps, as finely as the store can tell.
     ///
     /// # Errors
     /// `Invalid` (22) outside the image; those of the store.
@@ -161,13 +161,12 @@ impl Io {
     /// Dropping the future has no effect.
     pub async fn extents(&self, offset: u64, length: u64) -> Result<Vec<DeviceExtent>> {
         self.revision.check_range(offset, length)?;
-        let pieces = self.revision.locate(offset, length).await?;
         let mut extents: Vec<DeviceExtent> = Vec::new();
         let mut at = offset;
-        for piece in pieces {
-            push_extent(&mut extents, at, piece.image_offset - at, ExtentState::Zero);
-            push_extent(&mut extents, piece.image_offset, piece.length, ExtentState::Data);
-            at = piece.image_offset + piece.length;
+        for held in self.revision.held(offset, length).await? {
+            push_extent(&mut extents, at, held.offset - at, ExtentState::Zero);
+            push_extent(&mut extents, held.offset, held.length, ExtentState::Data);
+            at = held.offset + held.length;
         }
         push_extent(&mut extents, at, offset + length - at, ExtentState::Zero);
         Ok(extents)

@@ -124,12 +124,16 @@ async fn state_of(revision: &Revision, before: Option<&Revision>, object: Object
     if !exists_at(revision, object).await? {
         return Ok(ObjectState::Absent);
     }
-    let Some(before) = before.filter(|b| b.store.capabilities().list_snaps) else {
+    let Some(before) = before.filter(|b| is_same_length(b.layout, b, revision, object)) else {
         return Ok(ObjectState::Exists);
     };
-    let set: SnapSet = revision.store.list_snaps(&revision.object_id(object)).await?;
-    let is_same = reads_same(&set, before.snap, revision.snap)
-        && is_same_length(before.layout, before, revision, object);
+    let id = revision.object_id(object);
+    let is_same = if revision.store.capabilities().list_snaps {
+        let set: SnapSet = revision.store.list_snaps(&id).await?;
+        reads_same(&set, before.snap, revision.snap)
+    } else {
+        revision.store.is_same_at(&id, before.snap, revision.snap).await?
+    };
     Ok(if is_same { ObjectState::Clean } else { ObjectState::Exists })
 }
 

@@ -17,6 +17,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 mod ancestor;
+mod held;
 mod owners;
 
 pub use ancestor::{Ancestor, ForeignPoint, source_point};

@@ -2,7 +2,8 @@
 //!
 //! - An op's snapshot context, and a read's snapshot, are settings of an I/O context; one is kept for each in use.
 //! - What librados' C interface lacks is refused (`list_snaps`, `list_watchers`, sharing ranges, pool flags) or derived:
-//!   extents are what is left when blocks of zeros are taken out.
+//!   extents are what is left when blocks of zeros are taken out, and what an object's version at a snapshot tells stands in for
+//!   the list of its versions.
 //! - Making and removing pools, listing objects and rolling back wait on the calling thread; all else is asynchronous.
 
 mod pages;
@@ -259,6 +260,10 @@ impl Store for RadosStore {
 
     fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
         reply(self.submit_read(object, at, op))
+    }
+
+    fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
+        reply(self.compare_versions(object, one, other))
     }
 
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {

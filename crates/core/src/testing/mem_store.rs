@@ -21,7 +21,7 @@ use crate::lock::{LockInfo, LockRequest, UnlockRequest};
 use crate::reply::Reply;
 use crate::store::{
     Capabilities, Effect, Guard, ObjectCursor, ObjectPage, PoolFlags, PoolInfo, PoolStats, ReadOp, ReadReply,
-    SnapSet, Store, WriteOp, WriteReply,
+    SnapSet, SparseData, Store, WriteOp, WriteReply,
 };
 use crate::watch::{NotifyReply, WatchReceiver, WatchRegistry, WatcherInfo};
 
@@ -263,6 +263,14 @@ impl Store for MemStore {
         let state = self.state();
         let found = state.object(object).and_then(|o| o.ok_or_else(missing));
         Reply::ready(found.and_then(|o| o.read(at, &op)))
+    }
+
+    fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
+        let state = self.state();
+        let found = state.object(object).and_then(|o| o.ok_or_else(missing));
+        let read = found.and_then(|o| o.read(at, &ReadOp::data(offset, length)));
+        let ranges = |data: SparseData| data.extents.iter().map(|(at, b)| (*at, b.len() as u64)).collect();
+        Reply::ready(read.map(|reply| ranges(reply.data)))
     }
 
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {

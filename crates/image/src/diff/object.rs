@@ -36,7 +36,7 @@ impl Diff {
         let Some(from) = &self.from else {
             return self.since_beginning(object, length, verdict).await;
         };
-        let mut changes = match (verdict, self.request.granularity) {
+        let changes = match (verdict, self.request.granularity) {
             (Verdict::Changed { exists }, Granularity::WholeObject) => {
                 // Rolled back to a time before it was made, a missing object shows the parent again.
                 let shows_data = exists || self.to.overlap_in(object) > 0;
@@ -44,16 +44,55 @@ impl Diff {
                 self.in_image(object, 0, length, state)
             }
             _ if self.list_snaps => self.by_versions(from, object).await?,
+            _ if self.is_same_object(from, object).await? => self.lost_overlap(object),
             _ => self.by_reading(from, object, length).await?,
         };
-        if self.request.granularity == Granularity::WholeObject && !changes.is_empty() {
-            // Zeros only where all of the object is known to be: what did not change may be data.
-            let zeros =
-                changes.iter().filter(|c| c.state == ExtentState::Zero).map(|c| c.length).sum::<u64>();
-            let state = if zeros == length { ExtentState::Zero } else { ExtentState::Data };
-            changes = self.in_image(object, 0, length, state);
+        match self.request.granularity {
+            Granularity::Exact => Ok(changes),
+            Granularity::Extents => self.without_holes(changes).await,
+            Granularity::WholeObject if changes.is_empty() => Ok(changes),
+            Granularity::WholeObject => {
+                // Zeros only where all of the object is known to be: what did not change may be data.
+                let zeros =
+                    changes.iter().filter(|c| c.state == ExtentState::Zero).map(|c| c.length).sum::<u64>();
+                let state = if zeros == length { ExtentState::Zero } else { ExtentState::Data };
+                Ok(self.in_image(object, 0, length, state))
+            }
         }
-        Ok(changes)
+    }
+
+    /// Changes with what nothing holds bytes for at the newer end as zeros.
+    async fn without_holes(&self, changes: Vec<DeviceExtent>) -> Result<Vec<DeviceExtent>> {
+        let mut found = Vec::new();
+        for change in changes {
+            if change.state == ExtentState::Zero {
+                found.push(change);
+                continue;
+            }
+            let mut at = change.offset;
+            let mut push = |offset: u64, end: u64, state| {
+                if offset < end {
+                    found.push(DeviceExtent { offset, length: end - offset, state });
+                }
+            };
+            for held in self.to.held(change.offset, change.length).await? {
+                push(at, held.offset, ExtentState::Zero);
+                push(held.offset, held.end(), ExtentState::Data);
+                at = held.end();
+            }
+            push(at, change.offset + change.length, ExtentState::Zero);
+        }
+        Ok(found)
+    }
+
+    /// All there is in an object, as finely as the store can tell.
+    async fn extents_since_beginning(&self, whole: ObjectExtent) -> Result<Vec<DeviceExtent>> {
+        let held = match self.request.parent {
+            ParentData::Included => self.to.held_in_object(whole).await?,
+            ParentData::Excluded => self.to.held_here(whole).await?.unwrap_or_default(),
+        };
+        let state = ExtentState::Data;
+        Ok(held.into_iter().map(|e| DeviceExtent { offset: e.offset, length: e.length, state }).collect())
     }
 
     /// What was written aside for an object that does not have its history yet; `None` where nothing was.
@@ -81,6 +120,14 @@ impl Diff {
         if length == 0 {
             return Ok(Vec::new());
         }
+        // What a target lacks may be written aside, or its source's: told object by object.
+        if self.request.granularity == Granularity::Extents && !self.to.is_target {
+            let shows_parent = self.request.parent == ParentData::Included && self.to.overlap_in(object) > 0;
+            if verdict == Verdict::Absent && !shows_parent {
+                return Ok(Vec::new());
+            }
+            return self.extents_since_beginning(whole).await;
+        }
         let whole_object = self.request.granularity == Granularity::WholeObject;
         if whole_object && verdict == (Verdict::Changed { exists: true }) {
             return Ok(self.in_image(object, 0, length, ExtentState::Data));
@@ -92,10 +139,13 @@ impl Diff {
         };
         match (found, self.request.parent) {
             (None, ParentData::Excluded) => Ok(self.written_early(object).await?.unwrap_or_default()),
-            (Some(0), _) => Ok(Vec::new()),
-            (Some(size), _) => {
-                let size = if whole_object { length } else { size };
-                Ok(self.in_image(object, 0, size, ExtentState::Data))
+            (Some(size), of_parent) => {
+                let size = if whole_object && size > 0 { length } else { size };
+                let mut found = self.in_image(object, 0, size, ExtentState::Data);
+                if of_parent == ParentData::Excluded {
+                    found.extend(self.in_image(object, size, self.to.overlap_in(object), ExtentState::Zero));
+                }
+                Ok(found)
             }
             (None, ParentData::Included) => {
                 let pieces = self.to.locate_in_object(whole).await?;
@@ -161,6 +211,15 @@ impl Diff {
         let mut changes = self.in_image(object, 0, data, ExtentState::Data);
         changes.extend(self.in_image(object, data, before, ExtentState::Zero));
         changes
+    }
+
+    /// Whether the object is known to be the same at both ends, or missing at both.
+    async fn is_same_object(&self, from: &Revision, object: ObjectNo) -> Result<bool> {
+        if self.to.is_target {
+            // What it lacks is its source's, which may have changed.
+            return Ok(false);
+        }
+        self.to.store.is_same_at(&self.to.object_id(object), from.snap, self.to.snap).await
     }
 
     /// Reads both ends and compares them block by block.

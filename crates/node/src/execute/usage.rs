@@ -60,7 +60,7 @@ impl Run<'_> {
                 ));
             }
         }
-        let granularity = if command.exact { Granularity::Exact } else { Granularity::WholeObject };
+        let granularity = if command.exact { Granularity::Extents } else { Granularity::WholeObject };
         let at = match snap {
             Some(id) => image.at_snapshot_id(id).map_err(cannot)?,
             None => image.clone(),

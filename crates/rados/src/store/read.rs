@@ -33,6 +33,15 @@ fn extents(offset: u64, data: Vec<u8>) -> Vec<(u64, Bytes)> {
     found.into_iter().map(|(from, to)| (end(from), data.slice(from..to))).collect()
 }
 
+/// The version of what was read; `None` where it did not exist.
+fn version_or_none(read: Result<ReadReply>) -> Result<Option<u64>> {
+    match read {
+        Ok(reply) => Ok(Some(reply.version)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 impl RadosStore {
     /// Sends a read off: at a snapshot its data, and beside it HEAD's metadata.
     pub(super) fn submit_read(
@@ -63,6 +72,24 @@ impl RadosStore {
                 }
             }
             Ok(reply)
+        })
+    }
+
+    /// Whether the object has the same version at two points. A preserved version keeps the number that the object had when it
+    /// was preserved, and every change gives a new one.
+    pub(super) fn compare_versions(
+        &self,
+        object: &ObjectId,
+        one: SnapId,
+        other: SnapId,
+    ) -> Result<impl Future<Output = Result<bool>> + Send + use<>> {
+        let (one, other) = (
+            self.submit_read(object, one, ReadOp::stat())?,
+            self.submit_read(object, other, ReadOp::stat())?,
+        );
+        Ok(async move {
+            let (one, other) = (version_or_none(one.await)?, version_or_none(other.await)?);
+            Ok(one == other)
         })
     }
 

@@ -78,6 +78,34 @@ pub(super) fn extents_are_cut_to_the_range_asked_for(place: &Place) {
     assert_eq!(place.extents("o", 4 * BLOCK - 1, 5), [(4 * BLOCK - 1, 1)]);
 }
 
+pub(super) fn what_holds_bytes_is_told_without_them(place: &Place) {
+    let ask = |at, offset, length| place.store.extents(&place.id("o"), at, offset, length).wait();
+    fails(ask(SnapId::HEAD, 0, 10), ErrorKind::NotFound, Errno::ENOENT);
+    place.write(
+        "o",
+        WriteOp::new().write(2 * BLOCK, filled(1, BLOCK)).write(8 * BLOCK, filled(2, BLOCK + 10)),
+    );
+    let asked = [
+        (0, 20 * BLOCK),
+        (2 * BLOCK + 5, 10),
+        (3 * BLOCK, 5 * BLOCK),
+        (8 * BLOCK, 5 * BLOCK),
+        (9 * BLOCK + 10, 9),
+    ];
+    for (offset, length) in asked {
+        let told = done(ask(SnapId::HEAD, offset, length));
+        let end = (offset + length).min(9 * BLOCK + 10);
+        assert!(
+            told.iter().all(|(at, n)| *n > 0 && *at >= offset && at + n <= end),
+            "{told:?} of {offset}+{length}"
+        );
+        assert!(told.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0), "{told:?}");
+        for (at, n) in place.extents("o", offset, length) {
+            assert!(told.iter().any(|(a, m)| *a <= at && at + n <= a + m), "{at}+{n} is in none of {told:?}");
+        }
+    }
+}
+
 pub(super) fn write_full_replaces_everything(place: &Place) {
     place.write("o", WriteOp::new().write(0, filled(1, 3 * BLOCK)).omap_set("k", "v"));
     place.write("o", op(Effect::WriteFull(text("short"))));

@@ -279,6 +279,36 @@ pub(super) fn set_agrees_with_reads(place: &Place, name: &str, set: &SnapSet, sn
     }
 }
 
+pub(super) fn what_is_known_to_be_the_same_reads_the_same(place: &Place) {
+    let a = place.snap();
+    place.write("o", WriteOp::new().write(0, filled(1, BLOCK)).under(context(&[a])));
+    let (b, c) = (place.snap(), place.snap());
+    place.write("o", WriteOp::new().write(0, filled(2, BLOCK)).under(context(&[a, b, c])));
+    let d = place.snap();
+    place.write("o", WriteOp::new().write(0, filled(1, BLOCK)).under(context(&[a, b, c, d])));
+    let e = place.snap();
+    let is_same = |one, other| done(place.store.is_same_at(&place.id("o"), one, other).wait());
+    let points = [a, b, c, d, e, SnapId::HEAD];
+    // Known or not: what is told must be true.
+    let check = |wrong: &[(SnapId, SnapId)]| {
+        for (one, other) in wrong {
+            assert!(!is_same(*one, *other) && !is_same(*other, *one), "{one} and {other} differ");
+        }
+        let told: Vec<_> = points.iter().map(|p| is_same(*p, *p)).collect();
+        assert!(told.windows(2).all(|w| w[0] == w[1]), "known of all points or of none: {told:?}");
+        told[0]
+    };
+    let knows = check(&[(a, b), (a, SnapId::HEAD), (c, d), (b, d), (d, e), (d, SnapId::HEAD)]);
+    if knows {
+        assert!(is_same(b, c) && is_same(e, SnapId::HEAD), "nothing happened in between");
+    }
+    place.write("o", op(Effect::Remove).under(context(&[a, b, c, d, e])));
+    check(&[(a, b), (c, d), (e, SnapId::HEAD), (b, SnapId::HEAD)]);
+    if knows {
+        assert!(is_same(a, SnapId::HEAD), "it was not there, and is not");
+    }
+}
+
 pub(super) fn list_snaps_tells_versions_and_their_overlap(place: &Place) {
     if !place.store.capabilities().list_snaps {
         place.put("o", "one", &[]);
