@@ -106,6 +106,36 @@ clone_written() {
     rbd bench "rbd/$P.cf" --io-type write --io-size 4K --io-total 256K --io-pattern rand &&
         rbd export "rbd/$P.cf" "$WORK/cf.1" && ferry export "rbd/$P.cf" "$WORK/cf.2" && same cf.1 cf.2
 }
+# What `info` says of an image but for what no two images have alike.
+shape() {
+    "$1" info "$2" --format json | python3 -c '
+import json, sys
+info = json.load(sys.stdin)
+own = ("name", "id", "block_name_prefix", "create_timestamp", "access_timestamp", "modify_timestamp")
+print(json.dumps({k: v for k, v in info.items() if k not in own}, sort_keys=True, indent=1))'
+}
+# A clone with two snapshots, copied by both: the copies are alike, and read alike. (Where the clone loses a part of the parent in
+# between, rbd's copy fills its snapshots; ferry's keeps their links.)
+deep_copies() {
+    local at
+    rbd snap create "rbd/$P.cf@x" &&
+        rbd bench "rbd/$P.cf" --io-type write --io-size 4K --io-total 64K --io-pattern rand &&
+        rbd snap create "rbd/$P.cf@y" &&
+        rbd bench "rbd/$P.cf" --io-type write --io-size 4K --io-total 128K --io-pattern rand &&
+        ferry deep cp "rbd/$P.cf" "rbd/$P.df" --rbd-default-clone-format 2 &&
+        rbd deep cp "rbd/$P.cf" "rbd/$P.dr" --rbd-default-clone-format 2 || return 1
+    for at in @x @y ""; do
+        diff <(shape rbd "rbd/$P.df$at") <(shape rbd "rbd/$P.dr$at") &&
+            diff <(shape ferry "rbd/$P.df$at") <(shape rbd "rbd/$P.dr$at") &&
+            rm -f "$WORK"/dc.* && rbd export "rbd/$P.cf$at" "$WORK/dc.0" &&
+            rbd export "rbd/$P.df$at" "$WORK/dc.1" && ferry export "rbd/$P.dr$at" "$WORK/dc.2" &&
+            same dc.0 dc.1 && same dc.0 dc.2 || return 1
+    done
+    [ "$(rbd children "rbd/$P.r@from-ferry" | grep -c "$P.d[fr]$")" = 2 ] &&
+        diff <(rbd du "rbd/$P.df" | sed "s/$P.df/X/") <(rbd du "rbd/$P.dr" | sed "s/$P.dr/X/") &&
+        rbd snap purge "rbd/$P.df" && rbd snap purge "rbd/$P.dr" && rbd snap purge "rbd/$P.cf" &&
+        rbd rm "rbd/$P.df" && ferry rm "rbd/$P.dr"
+}
 flattens() {
     ferry flatten "rbd/$P.cr" && rbd export "rbd/$P.cr" "$WORK/out.fl" && same b out.fl &&
         ! rbd children "rbd/$P.r@from-ferry" | grep -q "$P.cr"
@@ -167,6 +197,7 @@ fact "rbd finds the object map right after" check_map "rbd/$P.r"
 fact "rbd reads ferry's clone and knows it" ferry_clones
 fact "ferry reads rbd's clone and knows it" rbd_clones
 fact "a clone rbd wrote to reads alike" clone_written
+fact "both copy a clone with its snapshots alike" deep_copies
 fact "ferry flattens rbd's clone" flattens
 fact "rbd finds its object map right after" check_map "rbd/$P.cr"
 fact "ferry writes a striped image in a data pool" striped

@@ -73,13 +73,60 @@ pub async fn create(
         }
         Err(e) => return Err(e),
     };
-    if let Err(e) = attach(pool, &id, &record, format).await {
+    attach_new(pool, name, &id, &record, format).await?;
+    Ok(id)
+}
+
+/// As [`create`], but all as `options` say, the size and image-meta too: a clone beside another one, to be given what that
+/// holds. The parent shows as far as the image goes.
+///
+/// # Errors
+/// As [`create`].
+///
+/// # Crash safety
+/// As [`create`].
+pub async fn create_exactly(
+    parent: &Image,
+    pool: &Pool,
+    name: &str,
+    format: CloneFormat,
+    options: &CreateOptions,
+) -> Result<String> {
+    if options.features.is_some_and(|f| !f.contains(Features::LAYERING)) {
+        return Err(Error::invalid("cloning image must support layering"));
+    }
+    let snap = parent.header.snap(parent.at).map_err(|_| Error::invalid("a clone is made of a snapshot"))?;
+    let format = choose_format(parent, snap, pool, format)?;
+    let record =
+        ParentRecord::new(parent.pool.id(), &parent.pool.namespace, &parent.id, parent.at, snap.size);
+    let id = create_linked(pool, name, options).await?;
+    attach_new(pool, name, &id, &record, format).await?;
+    Ok(id)
+}
+
+/// Opens what a clone was made of, at the snapshot.
+///
+/// # Errors
+/// `NotFound` (2) where it is gone; those of opening it.
+pub async fn open_parent(child: &Image, record: &ParentRecord) -> Result<Image> {
+    let pool = child.pool.sibling(record.pool, &record.namespace).await?;
+    Image::open_by_id(&pool, &record.image_id, Opening::ReadOnly).await?.at_snapshot_id(record.snap)
+}
+
+/// Links an image that was made a moment ago; it is removed where that fails.
+async fn attach_new(
+    pool: &Pool,
+    name: &str,
+    id: &str,
+    record: &ParentRecord,
+    format: CloneFormat,
+) -> Result<()> {
+    if let Err(e) = attach(pool, id, record, format).await {
         // The child is of no use; what fails here is left for `remove`.
         drop(remove::remove(pool, name, UsedParent::Refuse, &mut silent).await);
         return Err(e);
     }
-    pool.store.flush().await?;
-    Ok(id)
+    pool.store.flush().await
 }
 
 /// Checks that the snapshot may be cloned, and how.

@@ -3,14 +3,16 @@
 //! - Holes stay holes. Inside one store that can share, ranges on block boundaries are shared instead of copied, whatever the
 //!   two layouts are.
 //! - The target is made by the caller, empty and of its own layout; nobody else writes it meanwhile.
+//! - A target that is a clone of the same snapshot as the source stays one, and gets what the source holds itself.
 
+mod linked;
 mod range;
 
 use ferry_core::{DeviceExtent, Error, ExtentState, Result, SnapId};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::diff::{Diff, DiffRequest, Granularity, ParentData};
-use crate::encoding::Protection;
+use crate::encoding::{ParentRecord, Protection};
 use crate::image::Image;
 use crate::io::Io;
 use crate::limits::OBJECTS_IN_FLIGHT;
@@ -32,8 +34,32 @@ pub async fn copy(source: &Image, target: &mut Image, progress: Progress<'_>) ->
     io.flush().await
 }
 
+/// The parent that a copy with snapshots would share with `source` (opened at HEAD or at a snapshot): the one that any point
+/// to be copied shows. `None` for an image that shows none, and for the target of a migration under way, which shows its source.
+///
+/// # Errors
+/// `NotFound` (2) where the snapshot `source` was opened at is gone.
+pub fn parent_to_share(source: &Image) -> Result<Option<ParentRecord>> {
+    if source.header.redirects() {
+        return Ok(None);
+    }
+    for at in points_of(source) {
+        if let Some(link) = source.header.parent_at(at)? {
+            return Ok(Some(link.parent));
+        }
+    }
+    Ok(None)
+}
+
+/// The users' snapshots up to the point `source` was opened at, oldest first, and HEAD where it is that.
+fn points_of(source: &Image) -> impl Iterator<Item = SnapId> {
+    let users = source.header.snaps.values().filter(|s| s.namespace.is_user() && s.id <= source.at);
+    users.map(|s| s.id).chain((source.at == SnapId::HEAD).then_some(SnapId::HEAD))
+}
+
 /// Copies an image with the users' snapshots up to the point `source` was opened at, protection included, to an empty
-/// `target`. The target owns all its data: what a clone shows of its parent is copied too.
+/// `target`. A target that is a clone of what `source` is a clone of (see [`parent_to_share`]) shows at each point as much of
+/// it as the source does; any other owns all its data, what a clone shows of its parent included.
 ///
 /// # Errors
 /// As [`copy`]; those of making snapshots.
@@ -41,25 +67,49 @@ pub async fn copy(source: &Image, target: &mut Image, progress: Progress<'_>) ->
 /// # Crash safety
 /// As [`copy`]; snapshots made so far are complete.
 pub async fn deep_copy(source: &Image, target: &mut Image, progress: Progress<'_>) -> Result<()> {
-    let users = source.header.snaps.values().filter(|s| s.namespace.is_user() && s.id <= source.at);
-    let snaps: Vec<_> = users.cloned().collect();
-    let points = snaps.iter().map(|s| s.id).chain((source.at == SnapId::HEAD).then_some(SnapId::HEAD));
-    let total = points.clone().count() as u64;
+    let shared = parent_to_share(source)?;
+    let is_linked = match (&shared, target.header.parent_spec()) {
+        (_, None) => false,
+        (Some(parent), Some(of_target)) if parent.is_same_snapshot(of_target) => true,
+        (Some(_) | None, Some(_)) => {
+            return Err(Error::invalid("the target of a copy is a clone of something else"));
+        }
+    };
+    let points: Vec<SnapId> = points_of(source).collect();
     let mut from = None;
-    for (n, at) in points.enumerate() {
+    for (n, at) in points.iter().copied().enumerate() {
         resize(target, source.header.size_at(at)?, Shrinking::Allowed, &mut silent).await?;
-        let io = Io::open(target).await?;
-        copy_changes(source, from, at, &io, &mut silent).await?;
-        if let Some(snap) = snaps.get(n) {
+        if is_linked {
+            let overlap = source.header.parent_at(at)?.map(|link| link.overlap);
+            show_parent(target, overlap).await?;
+            let io = Io::open(target).await?;
+            linked::copy_changes(source, from, at, &io).await?;
+        } else {
+            let io = Io::open(target).await?;
+            copy_changes(source, from, at, &io, &mut silent).await?;
+        }
+        if let Some(snap) = source.header.snaps.get(&at) {
             snapshot::create(target, &snap.name).await?;
             if snap.protection == Protection::Protected {
                 snapshot::protect(target, &snap.name).await?;
             }
         }
         from = Some(at);
-        progress(n as u64 + 1, total);
+        progress(n as u64 + 1, points.len() as u64);
     }
     target.pool.store.flush().await
+}
+
+/// Makes HEAD show this much of its parent; `None` ends its link, and leaves those of snapshots.
+async fn show_parent(target: &mut Image, overlap: Option<u64>) -> Result<()> {
+    target
+        .update_header(|h| {
+            if let Some(parent) = &mut h.parent {
+                parent.head_overlap = overlap;
+            }
+            Ok(())
+        })
+        .await
 }
 
 /// Copies what changed in the source between two points to HEAD of the target.

@@ -1,5 +1,7 @@
 //! Clones.
 
+use std::fs;
+
 use crate::harness::{Home, promised};
 
 fn with_parent() -> Home {
@@ -114,4 +116,75 @@ fn a_clone_stays_in_the_store_of_its_parent() {
     home.ok("deep cp rbd/a@s far/c");
     home.ok("export far/c out");
     assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("disk")).unwrap());
+}
+
+#[test]
+fn a_deep_copy_of_a_clone_is_a_clone_of_the_same_parent_unless_it_is_flattened() {
+    promised("`deep cp` of a clone makes a clone of the same snapshot, in whichever pool of the store");
+    promised("with `--flatten`, and in another store, it makes an image that owns all it shows.");
+    let home = with_parent();
+    home.ok("pool create other");
+    home.ok("clone a@s c");
+    home.ok("snap create c@one");
+    home.ok("resize c --size 8M --allow-shrink");
+    home.ok("resize c --size 16M");
+    home.ok("snap create c@two");
+    home.ok("snap protect c@two");
+    home.ok("deep cp c other/copy --object-size 1M");
+    home.ok("deep cp c@one early");
+    home.ok("deep cp c full --flatten");
+    let overlap = |spec: &str| {
+        let info = home.ok(&format!("info {spec}"));
+        let line = |key: &str| info.lines().find_map(|l| l.trim().strip_prefix(key).map(str::to_owned));
+        (line("parent: "), line("overlap: "))
+    };
+    let linked = |overlap: &str| (Some("rbd/a@s".to_owned()), Some(overlap.to_owned()));
+    for (spec, wanted) in [
+        ("other/copy@one", linked("12 MiB")),
+        ("other/copy@two", linked("8 MiB")),
+        ("other/copy", linked("8 MiB")),
+        ("early@one", linked("12 MiB")),
+        ("early", linked("12 MiB")),
+        ("full@one", (None, None)),
+        ("full", (None, None)),
+    ] {
+        assert_eq!(overlap(spec), wanted, "{spec}");
+    }
+    assert!(home.ok("info other/copy@two").contains("protected: True"));
+    assert_eq!(home.ok("children a@s"), "other/copy\nrbd/c\nrbd/early\n");
+    assert!(home.ok("info other/copy").contains("order 20 (1 MiB objects)"));
+    // What it does not hold itself takes no space.
+    assert!(home.ok("du -p other copy --exact").contains("\n<TOTAL>        16 MiB   0 B\n"));
+    for copy in ["other/copy", "full"] {
+        for at in ["@one", "@two", ""] {
+            home.ok(&format!("export c{at} wanted"));
+            home.ok(&format!("export {copy}{at} found"));
+            assert_eq!(fs::read(home.path("wanted")).unwrap(), fs::read(home.path("found")).unwrap());
+            fs::remove_file(home.path("wanted")).unwrap();
+            fs::remove_file(home.path("found")).unwrap();
+        }
+    }
+    // Its snapshot shows what HEAD has lost, and keeps its link.
+    home.ok("flatten other/copy");
+    assert_eq!(overlap("other/copy"), (None, None));
+    assert_eq!(overlap("other/copy@one"), linked("12 MiB"));
+    home.ok("flatten early");
+    assert_eq!(home.ok("children a@s"), "other/copy\nrbd/c\n");
+    home.check();
+}
+
+#[test]
+fn a_deep_copy_that_cannot_share_the_parent_says_what_can_be_done() {
+    let home = with_parent();
+    home.ok("clone a@s c");
+    home.ok("snap rm a@s");
+    let (code, err) = home.fails("deep cp c copy");
+    assert_eq!(code, 22, "{err}");
+    assert!(err.contains("only a user's snapshot can be cloned"), "{err}");
+    assert!(err.contains("with --flatten the copy owns all its data"), "{err}");
+    assert_eq!(home.ok("ls"), "a\nc\n");
+    home.ok("deep cp c copy --flatten");
+    home.ok("export c one");
+    home.ok("export copy two");
+    assert_eq!(fs::read(home.path("one")).unwrap(), fs::read(home.path("two")).unwrap());
 }

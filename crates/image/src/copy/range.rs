@@ -26,28 +26,8 @@ impl Io {
     }
 
     /// As [`Self::copy_range`], for a part of one object.
-    async fn copy_object_range(&self, source: &Revision, extent: ObjectExtent) -> Result<()> {
-        let layout = self.revision().layout;
-        let parts: Vec<ImageExtent> = layout.image_extents(extent).collect();
-        let mut effects = None;
-        if can_share(source, self.revision()) {
-            let mut pieces: Vec<Piece> = Vec::new();
-            for part in &parts {
-                pieces.extend(source.locate(part.offset, part.length).await?);
-            }
-            effects = share_effects(layout, extent, pieces).filter(|e| !ends_short(e));
-        }
-        let effects = match effects {
-            Some(effects) => effects,
-            None => {
-                let mut effects = Vec::new();
-                for part in &parts {
-                    let data = source.read(part.offset, part.length).await?;
-                    effects.extend(write_effects(layout, extent.object, data));
-                }
-                effects
-            }
-        };
+    pub(super) async fn copy_object_range(&self, source: &Revision, extent: ObjectExtent) -> Result<()> {
+        let effects = self.content_of(source, extent).await?;
         let is_fresh = self.history().is_none()
             && self.revision().overlap_in(extent.object) == 0
             && self.map().is_some_and(|map| !map.get(extent.object).may_exist());
@@ -69,6 +49,27 @@ impl Io {
         }
         let op = WriteOp { effects: all, ..WriteOp::new() };
         self.announced(vec![extent.object], self.apply(extent.object, op)).await
+    }
+
+    /// The effects that give a part of an object, holding nothing there, what `source` shows, shared where possible.
+    pub(super) async fn content_of(&self, source: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+        let layout = self.revision().layout;
+        let parts: Vec<ImageExtent> = layout.image_extents(extent).collect();
+        if can_share(source, self.revision()) {
+            let mut pieces: Vec<Piece> = Vec::new();
+            for part in &parts {
+                pieces.extend(source.locate(part.offset, part.length).await?);
+            }
+            if let Some(effects) = share_effects(layout, extent, pieces).filter(|e| !ends_short(e)) {
+                return Ok(effects);
+            }
+        }
+        let mut effects = Vec::new();
+        for part in &parts {
+            let data = source.read(part.offset, part.length).await?;
+            effects.extend(write_effects(layout, extent.object, data));
+        }
+        Ok(effects)
     }
 }
 

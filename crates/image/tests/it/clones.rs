@@ -1,9 +1,11 @@
 //! What a clone shows of its parent, and what it takes to stop.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ferry_core::testing::{MemStore, test_env};
 use ferry_core::{
-    BlockDevice, Capabilities, ErrorKind, ExtentState, Namespace, ReadOp, Result, SnapId, Store,
+    BlockDevice, Capabilities, Env, ErrorKind, ExtentState, Namespace, ReadOp, Result, SnapId, Store,
 };
 use ferry_image::clone::{self, CloneFormat};
 use ferry_image::create::{CreateOptions, create};
@@ -25,17 +27,21 @@ const OBJECT_LEN: usize = 16 << 10;
 const OBJECT: u64 = OBJECT_LEN as u64;
 const SIZE: u64 = 4 * OBJECT;
 
-async fn pool(share: bool) -> Pool {
-    let env = test_env(3);
-    let capabilities = Capabilities { share, list_snaps: true, list_watchers: true };
-    let store = MemStore::with_capabilities(&env, capabilities);
+async fn pool_in(store: Arc<MemStore>, env: Env) -> Pool {
     store.create_pool("p").await.unwrap();
     Pool::open(store, env, "p", &Namespace::default()).await.unwrap()
 }
 
 /// A parent full of sevens with a snapshot, and its clone.
 async fn family(share: bool) -> Result<Pool> {
-    let pool = pool(share).await;
+    let env = test_env(3);
+    let capabilities = Capabilities { share, list_snaps: true, list_watchers: true };
+    family_in(MemStore::with_capabilities(&env, capabilities), env).await
+}
+
+/// As [`family`], in any store.
+async fn family_in(store: Arc<MemStore>, env: Env) -> Result<Pool> {
+    let pool = pool_in(store, env).await;
     let options = CreateOptions { order: Some(14), ..CreateOptions::sized(SIZE) };
     create(&pool, "parent", &options).await?;
     write(&pool, "parent", 0, vec![7; 4 * OBJECT_LEN]).await?;
@@ -248,5 +254,109 @@ fn a_copy_reads_like_its_source_whatever_the_layout_and_wants_room_for_it() {
         let mut small_target = open(&pool, "small").await.unwrap();
         let refused = copy::copy(&source, &mut small_target, &mut silent).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid);
+    });
+}
+
+/// A clone beside `child` that is to be a copy of it, opened.
+async fn beside(pool: &Pool, name: &str, order: u8) -> Result<Image> {
+    let source = Image::open(pool, "child", Opening::ReadOnly).await?;
+    let record = copy::parent_to_share(&source)?.unwrap();
+    let parent = clone::open_parent(&source, &record).await?;
+    let options = CreateOptions { order: Some(order), ..CreateOptions::sized(source.header.size) };
+    clone::create_exactly(&parent, pool, name, CloneFormat::V2, &options).await?;
+    open(pool, name).await
+}
+
+#[test]
+fn a_copy_beside_a_clone_shows_as_much_of_the_parent_at_each_snapshot_and_holds_what_the_clone_holds() {
+    for (share, list_snaps, order) in
+        [(true, true, 14), (false, true, 14), (true, true, 13), (false, false, 15), (false, false, 14)]
+    {
+        block_on(async {
+            let env = test_env(3);
+            let capabilities = Capabilities { share, list_snaps, list_watchers: true };
+            let pool = family_in(MemStore::with_capabilities(&env, capabilities), env).await.unwrap();
+            write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
+            snap(&pool, "child", "t1").await.unwrap();
+            // An empty object hides the parent, shrinking loses half of it, and a rollback brings it back as data.
+            discard(&pool, "child", OBJECT, OBJECT).await.unwrap();
+            set_size(&pool, "child", 2 * OBJECT).await.unwrap();
+            set_size(&pool, "child", SIZE).await.unwrap();
+            snap(&pool, "child", "t2").await.unwrap();
+            let mut image = open(&pool, "child").await.unwrap();
+            snapshot::protect(&mut image, "t2").await.unwrap();
+            let first = image.header.user_snap("t1").unwrap().id;
+            rollback::rollback(&mut image, first, &mut silent).await.unwrap();
+            image.close().await.unwrap();
+            let source = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap();
+            let mut target = beside(&pool, "copy", order).await.unwrap();
+            copy::deep_copy(&source, &mut target, &mut silent).await.unwrap();
+            let header = Arc::clone(&target.header);
+            target.close().await.unwrap();
+            let at = |name: &str| header.user_snap(name).unwrap().clone();
+            assert_eq!(objects_at(&pool, "copy", at("t1").id).await.unwrap(), [1, 7, 7, 7]);
+            assert_eq!(objects_at(&pool, "copy", at("t2").id).await.unwrap(), [1, 0, 0, 0]);
+            assert_eq!(objects_at(&pool, "copy", SnapId::HEAD).await.unwrap(), [1, 7, 7, 7]);
+            let overlaps =
+                [at("t1").overlap(), at("t2").overlap(), header.parent.clone().unwrap().head_overlap];
+            assert_eq!(overlaps, [Some(SIZE), Some(2 * OBJECT), Some(2 * OBJECT)]);
+            assert_eq!(at("t2").protection, ferry_image::encoding::Protection::Protected);
+            let parent = Image::open(&pool, "parent", Opening::ReadOnly).await.unwrap();
+            let children = clone::children(&parent, SnapId::HEAD).await.unwrap();
+            let names: Vec<_> = children.iter().map(|c| c.name.as_str()).collect();
+            assert_eq!(names, ["child", "copy"]);
+        });
+    }
+}
+
+#[test]
+fn a_copy_beside_a_clone_takes_no_data_of_the_parent() {
+    block_on(async {
+        let pool = family(false).await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
+        let source = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap();
+        let mut target = beside(&pool, "copy", 14).await.unwrap();
+        copy::deep_copy(&source, &mut target, &mut silent).await.unwrap();
+        target.close().await.unwrap();
+        assert_eq!(objects_at(&pool, "copy", SnapId::HEAD).await.unwrap(), [1, 7, 7, 7]);
+        assert_eq!(object_size(&pool, "copy", 0).await.unwrap(), Some(OBJECT));
+        for object in 1..4 {
+            assert_eq!(object_size(&pool, "copy", object).await.unwrap(), None);
+        }
+        // A clone of something else is no target: what it shows would shine through.
+        snap(&pool, "child", "t").await.unwrap();
+        let other = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap().at_snapshot("t").unwrap();
+        clone::create(&other, &pool, "grandchild", CloneFormat::V2, &CreateOptions::default()).await.unwrap();
+        let mut wrong = open(&pool, "grandchild").await.unwrap();
+        let refused = copy::deep_copy(&source, &mut wrong, &mut silent).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid);
+    });
+}
+
+#[test]
+fn extents_name_what_holds_bytes_and_what_became_zeros_and_a_copy_keeps_long_parts() {
+    block_on(async {
+        let pool = family(true).await.unwrap();
+        write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
+        let then = snap(&pool, "child", "t").await.unwrap();
+        discard(&pool, "child", 4096, 4096).await.unwrap();
+        let image = Image::open(&pool, "child", Opening::ReadOnly).await.unwrap();
+        let list = async |from, granularity, parent| {
+            let request = DiffRequest { from, to: SnapId::HEAD, granularity, parent };
+            let changes = Diff::open(&image, request).await.unwrap().collect(&mut silent).await.unwrap();
+            changes.iter().map(|c| (c.offset, c.length, c.state == ExtentState::Data)).collect::<Vec<_>>()
+        };
+        let (all, own) = (ParentData::Included, ParentData::Excluded);
+        assert_eq!(list(Some(then), Granularity::Extents, all).await, [(4096, 4096, false)]);
+        assert_eq!(list(Some(then), Granularity::Exact, all).await, [(4096, 4096, true)]);
+        let rest = SIZE - 8192;
+        assert_eq!(list(None, Granularity::Extents, all).await, [(0, 4096, true), (8192, rest, true)]);
+        assert_eq!(list(None, Granularity::Extents, own).await, [(0, 4096, true), (8192, 8192, true)]);
+        assert_eq!(list(None, Granularity::Exact, own).await, [(0, OBJECT, true)]);
+        let device = ImageDevice::open(image.clone()).await.unwrap();
+        let extents = device.extents(0, OBJECT).await.unwrap();
+        let extents: Vec<_> =
+            extents.iter().map(|c| (c.offset, c.length, c.state == ExtentState::Data)).collect();
+        assert_eq!(extents, [(0, 4096, true), (4096, 4096, false), (8192, 8192, true)]);
     });
 }

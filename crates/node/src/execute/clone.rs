@@ -7,6 +7,7 @@ use ferry_image::encoding::Protection;
 use ferry_image::features::Features;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
+use ferry_image::pool::Pool;
 
 use super::{Run, failed};
 use crate::api::{ChildImage, CloneCommand, Done, Failure, LayoutOptions, Response, SnapBy, TrashScope};
@@ -55,13 +56,7 @@ impl Run<'_> {
                 ))
                 .advise(format!("`ferry deep cp {source} {target}` makes a full copy there")));
         }
-        let format = match self.settings_in(&pool).await?.get("rbd_default_clone_format") {
-            "1" => CloneFormat::V1,
-            "2" => CloneFormat::V2,
-            // A cluster may have clients too old for the newer kind; `rbd` makes the older one there too.
-            _ if self.is_in_cluster(&target.pool) && is_protected(&opened) => CloneFormat::V1,
-            _ => CloneFormat::Auto,
-        };
+        let format = self.clone_format(&pool, target, &opened).await?;
         // What is not given is the parent's, which `clone::create` sees to.
         let given = self.create_options(&pool, layout, 0, Some(&opened.header), rbd).await?;
         let mut features = layout.features.map(Features);
@@ -103,6 +98,22 @@ impl Run<'_> {
             }
         })?;
         Ok(())
+    }
+
+    /// Which kind of clone of `parent`, opened at the snapshot, is made in `pool`.
+    pub(super) async fn clone_format(
+        &self,
+        pool: &Pool,
+        target: &ImageSpec,
+        parent: &Image,
+    ) -> Done<CloneFormat> {
+        Ok(match self.settings_in(pool).await?.get("rbd_default_clone_format") {
+            "1" => CloneFormat::V1,
+            "2" => CloneFormat::V2,
+            // A cluster may have clients too old for the newer kind; `rbd` makes the older one there too.
+            _ if self.is_in_cluster(&target.pool) && is_protected(parent) => CloneFormat::V1,
+            _ => CloneFormat::Auto,
+        })
     }
 
     async fn children(

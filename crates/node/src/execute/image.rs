@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ferry_core::{BlockDevice, Errno, ErrorKind};
+use ferry_image::clone;
 use ferry_image::copy;
-use ferry_image::create;
+use ferry_image::create::{self, CreateOptions};
 use ferry_image::device::ImageDevice;
 use ferry_image::encoding::TrashSource;
 use ferry_image::flatten::flatten;
@@ -29,13 +30,15 @@ pub(super) const SPARSE_SIZE: u64 = 4096;
 /// Bytes of zeros written at once by thick provisioning.
 const THICK_STEP: usize = 4 << 20;
 
-/// Whether a copy takes snapshots along.
+/// What a copy takes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Depth {
     /// Only what is read at one point.
     Flat,
-    /// With its snapshots.
+    /// Its snapshots; the copy of a clone is a clone of the same parent.
     Deep,
+    /// Its snapshots, and what a clone shows of its parent.
+    DeepFlattened,
 }
 
 impl Run<'_> {
@@ -72,9 +75,9 @@ impl Run<'_> {
                 // Holes are kept and zeros are never copied, whatever size of zeros is asked for.
                 self.copy(&source, &target, &layout, Depth::Flat).await?;
             }
-            ImageCommand::DeepCopy { source, target, layout, flatten: _ } => {
-                // The copy owns all its data: it is flat already.
-                self.copy(&source, &target, &layout, Depth::Deep).await?;
+            ImageCommand::DeepCopy { source, target, layout, flatten } => {
+                let depth = if flatten { Depth::DeepFlattened } else { Depth::Deep };
+                self.copy(&source, &target, &layout, depth).await?;
             }
             ImageCommand::Sparsify { image, sparse_size } => {
                 let mut opened = self.open(&image, Opening::ReadWrite).await?;
@@ -121,6 +124,8 @@ impl Run<'_> {
         }
         device.flush().await.map_err(cannot())?;
         step.done();
+        // The zeros are there, whether it can be noted or not.
+        device.note_times().await.ok();
         drop(device);
         self.close(opened).await
     }
@@ -225,7 +230,7 @@ impl Run<'_> {
     ) -> Done<()> {
         let (title, rbd) = match depth {
             Depth::Flat => ("Image copy", "rbd: copy failed"),
-            Depth::Deep => ("Image deep copy", "rbd: deep copy failed"),
+            Depth::Deep | Depth::DeepFlattened => ("Image deep copy", "rbd: deep copy failed"),
         };
         let from = self.open_at(&ImageRef::from(source.image.clone()), source.snap.as_deref()).await?;
         let pool = self.pool(&target.pool_spec()).await?;
@@ -234,11 +239,19 @@ impl Run<'_> {
         let size = from.size().map_err(failed(what(), rbd))?;
         let mut options = self.create_options(&pool, layout, size, Some(&from.header), rbd).await?;
         options.metadata = from.header.metadata.clone();
-        create::create(&pool, &target.image, &options).await.map_err(failed(what(), rbd))?;
+        let parent = if depth == Depth::Deep { self.parent_of_copy(&from, &pool).await } else { Ok(None) };
+        match parent.map_err(failed(what(), rbd))? {
+            Some(parent) => self.create_clone_beside(&parent, &pool, target, &options, &what()).await?,
+            None => {
+                create::create(&pool, &target.image, &options).await.map_err(failed(what(), rbd))?;
+            }
+        }
         let mut to = self.open(target, Opening::ReadWrite).await?;
         let copied = match depth {
             Depth::Flat => copy::copy(&from, &mut to, &mut |d, t| step.at(d, t)).await,
-            Depth::Deep => copy::deep_copy(&from, &mut to, &mut |d, t| step.at(d, t)).await,
+            Depth::Deep | Depth::DeepFlattened => {
+                copy::deep_copy(&from, &mut to, &mut |d, t| step.at(d, t)).await
+            }
         };
         let closed = self.close(to).await;
         if let Err(e) = copied {
@@ -248,6 +261,39 @@ impl Run<'_> {
         closed?;
         step.done();
         Ok(())
+    }
+
+    /// What a deep copy to `pool` is to be a clone of, as `source` is; `None` where it is to own all its data. A clone lies in
+    /// the store of its parent.
+    async fn parent_of_copy(&self, source: &Image, pool: &Pool) -> ferry_core::Result<Option<Image>> {
+        if source.pool.store.identity() != pool.store.identity() {
+            return Ok(None);
+        }
+        match copy::parent_to_share(source)? {
+            Some(record) => clone::open_parent(source, &record).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes the empty target of a deep copy a clone of `parent`.
+    async fn create_clone_beside(
+        &self,
+        parent: &Image,
+        pool: &Pool,
+        target: &ImageSpec,
+        options: &CreateOptions,
+        what: &str,
+    ) -> Done<()> {
+        let format = self.clone_format(pool, target, parent).await?;
+        let made = clone::create_exactly(parent, pool, &target.image, format, options).await;
+        made.map(drop).map_err(|e| {
+            let failure = Failure::of(&e, what, "rbd: deep copy failed");
+            if e.kind() == ErrorKind::Exists {
+                return failure;
+            }
+            failure
+                .advise("nothing was copied; with --flatten the copy owns all its data and needs no parent")
+        })
     }
 
     /// Removes an image that could not be completed: half a copy must not look like a whole one.

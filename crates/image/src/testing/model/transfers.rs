@@ -4,9 +4,11 @@ use ferry_core::{ExtentState, Result, SnapId};
 
 use super::shadow::{Shadow, to_usize};
 use super::{IMAGES_MAX, World, mismatch};
+use crate::clone::{self, CloneFormat};
 use crate::copy;
 use crate::create::{CreateOptions, create};
 use crate::diff::{Diff, DiffRequest, Granularity, ParentData};
+use crate::encoding::{ParentRecord, Protection};
 use crate::features::Features;
 use crate::header::Opening;
 use crate::image::Image;
@@ -45,19 +47,67 @@ impl World {
         self.check_image(t).await
     }
 
-    /// Copies an image with its snapshots.
+    /// Copies an image with its snapshots; a clone to a clone of the same parent, or to an image that owns all its data.
     pub(super) async fn deep_copy(&mut self, n: usize) -> Result<()> {
         if self.images.len() >= IMAGES_MAX {
             return Ok(());
         }
         self.doing = format!("deep cp {}", self.images[n].name);
         let source = self.open_read(n).await?;
-        let (t, mut target) = self.make_target(self.images[n].size()).await?;
+        let shared = copy::parent_to_share(&source)?.filter(|_| !self.rng.one_in(3));
+        let (t, mut target) = match &shared {
+            Some(record) => self.make_clone_beside(&source, record).await?,
+            None => self.make_target(self.images[n].size()).await?,
+        };
         copy::deep_copy(&source, &mut target, &mut silent).await?;
         target.close().await?;
         self.images[t].head = self.images[n].head.clone();
         self.images[t].snaps = self.adopt_snaps(t, &self.images[n].snaps).await?;
+        if shared.is_some() {
+            self.check_shows_as_much(n, t).await?;
+        }
         self.check_image(t).await
+    }
+
+    /// An empty clone of what another image is a clone of, opened. Its parent's snapshot may be one that was removed, and is
+    /// not to be cloned again: then it is an image of its own.
+    async fn make_clone_beside(&mut self, source: &Image, record: &ParentRecord) -> Result<(usize, Image)> {
+        let size = source.header.size;
+        let parent = clone::open_parent(source, record).await?;
+        let snap = parent.header.snap(parent.at)?;
+        if !snap.namespace.is_user() {
+            return self.make_target(size).await;
+        }
+        let format = if snap.protection == Protection::Protected && self.rng.one_in(2) {
+            CloneFormat::V1
+        } else {
+            CloneFormat::V2
+        };
+        let (pool, name) = (self.pick(2), self.new_name("b"));
+        self.doing.push_str(&format!(" to {name}, linked"));
+        let options = self.random_options(size);
+        clone::create_exactly(&parent, &self.pools[pool], &name, format, &options).await?;
+        self.images.push(Shadow::new(pool, &name, size));
+        let t = self.images.len() - 1;
+        Ok((t, self.open(t).await?))
+    }
+
+    /// Whether a linked copy shows as much of the parent as its source, at each point.
+    async fn check_shows_as_much(&self, n: usize, t: usize) -> Result<()> {
+        let (source, target) = (self.open_read(n).await?, self.open_read(t).await?);
+        if target.header.parent_spec().is_none() {
+            return Ok(());
+        }
+        let snaps = self.images[n].snaps.iter().zip(&self.images[t].snaps).map(|(a, b)| (a.id, b.id));
+        for (in_source, in_target) in snaps.chain([(SnapId::HEAD, SnapId::HEAD)]) {
+            let overlap = |image: &Image, at| Ok(image.header.parent_at(at)?.map(|link| link.overlap));
+            let (wanted, found): (Option<u64>, Option<u64>) =
+                (overlap(&source, in_source)?, overlap(&target, in_target)?);
+            if wanted != found {
+                return Err(mismatch("a copy shows more or less of the parent than its source"));
+            }
+        }
+        Ok(())
     }
 
     /// Exports an image with its snapshots and imports it under another name.
