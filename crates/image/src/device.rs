@@ -27,6 +27,7 @@ use crate::image::Image;
 use crate::io::Io;
 use crate::layout::ObjectNo;
 use crate::limits::LOCK_ROUNDS_MAX;
+use crate::times::{Times, Used};
 
 /// An open image that offers itself as a device. Cheap to clone; all clones are the same device.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ struct Inner {
     is_lost: AtomicBool,
     /// How often the lock was given to somebody who asked for it.
     handed_over: AtomicU64,
+    /// Whether it was read or written.
+    times: Times,
 }
 
 /// The image and how it is read and written now.
@@ -64,7 +67,8 @@ impl ImageDevice {
         let state = Mutex::new(State { image, io });
         let (gate, acquiring) = (Gate::default(), AsyncMutex::default());
         let (is_lost, handed_over) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost, handed_over }) })
+        let times = Times::default();
+        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost, handed_over, times }) })
     }
 
     /// The image as last read.
@@ -165,6 +169,19 @@ impl ImageDevice {
         self.reopen(async |image: &mut Image| give_back(image).await).await
     }
 
+    /// Puts into the header when the image was last read and written, where that is due. To be called now and then by whoever
+    /// keeps a device open for long.
+    ///
+    /// # Errors
+    /// `Fenced` after the watch was lost; those of the store. The next call tries again.
+    ///
+    /// # Cancel safety
+    /// As an error.
+    pub async fn note_times(&self) -> Result<()> {
+        self.inner.check()?;
+        self.inner.times.note(&self.image()).await
+    }
+
     /// Makes everything durable, gives the lock back once all requests under way are done, and refuses all that come later. The
     /// watch ends when the last clone of the device is dropped.
     ///
@@ -175,6 +192,8 @@ impl ImageDevice {
     /// The device may be closed or still open.
     pub async fn close(self) -> Result<()> {
         let _closed = self.inner.gate.close().await;
+        // What keeps the times from being written, the image meets when it is closed, or it does no harm.
+        self.note_times().await.ok();
         self.inner.is_lost.store(true, Ordering::Release);
         self.image().close().await
     }
@@ -330,6 +349,7 @@ impl BlockDevice for ImageDevice {
     }
 
     fn read(&self, offset: u64, length: u64) -> Reply<Bytes> {
+        self.inner.times.mark(Used::Read);
         // Most reads are of one object, and answered at once: those need no future.
         if let Some(inside) = Inside::try_enter(self) {
             let io = self.io();
@@ -349,14 +369,17 @@ impl BlockDevice for ImageDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<()> {
+        self.inner.times.mark(Used::Written);
         self.run_change(move |io| async move { io.write(offset, data).await })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Reply<()> {
+        self.inner.times.mark(Used::Written);
         self.run_change(move |io| async move { io.write_zeroes(offset, length).await })
     }
 
     fn discard(&self, offset: u64, length: u64) -> Reply<()> {
+        self.inner.times.mark(Used::Written);
         self.run_change(move |io| async move { io.discard(offset, length).await })
     }
 

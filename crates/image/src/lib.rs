@@ -42,6 +42,7 @@ pub mod stream;
 mod test_world;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod times;
 pub mod transfer;
 pub mod trash;
 pub mod usage;

@@ -4,15 +4,20 @@
 //! - Of an image there is one such device: two would take the exclusive lock from each other, write by write.
 //! - A device answers the image's other clients (`attend`) for as long as it is open.
 //! - The last one to close it flushes the image and gives it back.
+//! - When it was read and written is put into its header now and then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use ferry_core::{BlockDevice, Namespace, PoolId, Result};
 use ferry_image::device::ImageDevice;
 use ferry_image::image::Image;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+
+/// How often it is noted when an image was used; the times in its header are good to about a minute.
+const TIMES_INTERVAL: Duration = Duration::from_secs(10);
 
 /// An image, whatever it is called now: its store, pool, namespace and id.
 type Key = ([u8; 16], PoolId, Namespace, String);
@@ -28,20 +33,50 @@ pub(crate) struct SharedDevices {
 #[derive(Debug)]
 struct Shared {
     device: ImageDevice,
-    /// `None` for one that is read only, which watches nothing.
-    attending: Option<JoinHandle<()>>,
+    /// Answers others, and notes when it was read and written.
+    attending: JoinHandle<()>,
 }
 
 impl Shared {
     /// Flushes the image and gives it back.
-    async fn end(self) -> Result<()> {
-        let closed = self.device.close().await;
-        if let Some(attending) = self.attending {
-            attending.abort();
-            // Ended by the abort, or because the watch was lost before.
-            attending.await.ok();
-        }
+    async fn end(mut self) -> Result<()> {
+        let closed = self.device.clone().close().await;
+        self.attending.abort();
+        // Ended by the abort, or because the watch was lost before.
+        (&mut self.attending).await.ok();
         closed
+    }
+
+    /// Opens an image and attends to it on the threads of `runtime`.
+    async fn begin(image: Image, runtime: &Handle) -> Result<Self> {
+        let (name, is_watched) = (image.name.clone(), image.session.is_some());
+        let device = ImageDevice::open(image).await?;
+        let attended = device.clone();
+        let attending = runtime.spawn(async move {
+            tokio::select! {
+                outcome = attended.attend(), if is_watched => if let Err(e) = outcome {
+                    tracing::error!(image = name, error = %e.chain(), "image is cut off: its watch is lost");
+                },
+                () = note_times(&attended, &name) => {}
+            }
+        });
+        Ok(Self { device, attending })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.attending.abort();
+    }
+}
+
+/// Notes now and then when an image was read and written, for ever.
+async fn note_times(device: &ImageDevice, image: &str) {
+    loop {
+        tokio::time::sleep(TIMES_INTERVAL).await;
+        if let Err(e) = device.note_times().await {
+            tracing::debug!(image, error = %e.chain(), "cannot note when the image was used");
+        }
     }
 }
 
@@ -99,7 +134,7 @@ impl SharedDevices {
     /// Those of opening it for input and output.
     pub(crate) async fn open(&self, image: Image) -> Result<OpenDevice> {
         if image.session.is_none() {
-            let shared = Shared { device: ImageDevice::open(image).await?, attending: None };
+            let shared = Shared::begin(image, &self.runtime).await?;
             return Ok(OpenDevice { shared: Arc::new(shared) });
         }
         let key =
@@ -109,15 +144,7 @@ impl SharedDevices {
             image.close().await?;
             return Ok(open);
         }
-        let name = image.name.clone();
-        let device = ImageDevice::open(image).await?;
-        let attended = device.clone();
-        let attending = self.runtime.spawn(async move {
-            if let Err(e) = attended.attend().await {
-                tracing::error!(image = name, error = %e.chain(), "image is cut off: its watch is lost");
-            }
-        });
-        let made = Shared { device, attending: Some(attending) };
+        let made = Shared::begin(image, &self.runtime).await?;
         let faster = {
             let mut table = self.table();
             match find(&table, &key) {

@@ -1,6 +1,6 @@
 //! Images as wholes.
 
-use crate::harness::{Home, Name};
+use crate::harness::{Home, Name, promised};
 
 #[test]
 fn an_image_is_made_listed_described_and_removed() {
@@ -223,4 +223,62 @@ fn thick_provisioning_takes_the_space_at_once() {
     home.ok("create thick --size 4M --thick-provision");
     let info: serde_json::Value = serde_json::from_str(&home.ok("du thick --format json")).unwrap();
     assert_eq!(info["images"][0]["used_size"], 4 << 20);
+}
+
+/// When an image was made, last read and last written, as `info` tells it.
+fn times(home: &Home, image: &str) -> [String; 3] {
+    let info: serde_json::Value =
+        serde_json::from_str(&home.ok(&format!("info {image} --format json"))).unwrap();
+    ["create_timestamp", "access_timestamp", "modify_timestamp"]
+        .map(|key| info[key].as_str().expect("a text").to_owned())
+}
+
+#[test]
+fn the_times_of_an_image_follow_its_use() {
+    promised("`info` tells when an image was last read and last written, to about a minute.");
+    let home = Home::new();
+    home.ok("create a --size 10M");
+    home.ok("create young --size 10M");
+    home.ok("config image set a rbd_mtime_update_interval 1");
+    home.ok("config image set a rbd_atime_update_interval 1");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    home.ok("bench a --io-type write --io-size 4K --io-total 64K");
+    home.ok("bench young --io-type write --io-size 4K --io-total 64K");
+    let [created, read, written] = times(&home, "a");
+    assert_eq!(read, created);
+    assert_ne!(written, created);
+    home.ok("export a out");
+    let [_, read, still] = times(&home, "a");
+    assert_ne!(read, created);
+    assert_eq!(still, written);
+    // Its times are younger than a minute.
+    let [created, read, written] = times(&home, "young");
+    assert_eq!((&read, &written), (&created, &created));
+}
+
+#[test]
+fn a_list_of_changes_names_blocks() {
+    promised(
+        "`diff`, `du --exact` and NBD's `base:allocation` tell what holds bytes block by block of 4 KiB;",
+    );
+    let home = Home::new();
+    home.sparse_file("disk", 10 << 20, &[(1 << 20, &[7; 8192]), (9 << 20, &[7; 4096])]);
+    home.ok("import disk a");
+    let list = |line: &str| -> Vec<(u64, u64, String)> {
+        let found: serde_json::Value =
+            serde_json::from_str(&home.ok(&format!("{line} --format json"))).unwrap();
+        let number = |value: &serde_json::Value| value.as_u64().unwrap();
+        let of = |e: &serde_json::Value| {
+            (number(&e["offset"]), number(&e["length"]), e["exists"].as_str().unwrap().to_owned())
+        };
+        found.as_array().unwrap().iter().map(of).collect()
+    };
+    let data = |offset, length| (offset, length, "true".to_owned());
+    assert_eq!(list("diff a"), [data(1 << 20, 8192), data(9 << 20, 4096)]);
+    assert_eq!(list("diff a --whole-object"), [data(0, 4 << 20), data(8 << 20, 2 << 20)]);
+    assert!(home.ok("du a --exact --format json").contains(r#""used_size":12288"#));
+    home.ok("snap create a@s");
+    home.ok("clone a@s c");
+    assert_eq!(list("diff c"), list("diff a"), "what shows through is listed as finely");
+    assert_eq!(list("diff a --from-snap s"), []);
 }

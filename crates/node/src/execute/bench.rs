@@ -66,6 +66,8 @@ impl Run<'_> {
         let slots = usize::try_from(io_threads).unwrap_or(1).max(1);
         let load = Load { io_type, io_size, slots, total: io_total, pattern, read_percent };
         let result = drive(&device, &load, self.env, self.events).await.map_err(cannot())?;
+        // A measurement counts, whether it can be noted or not.
+        device.note_times().await.ok();
         drop(device);
         self.close(opened).await?;
         Ok(Response::Bench(result))

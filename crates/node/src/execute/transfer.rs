@@ -8,8 +8,10 @@ use ferry_image::create;
 use ferry_image::diff::{Diff, DiffRequest, Granularity, ParentData};
 use ferry_image::features::Features;
 use ferry_image::header::Opening;
+use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::stream::ImageStreamReader;
+use ferry_image::times::{self, Used};
 use ferry_image::transfer::export::{export_raw, export_stream};
 use ferry_image::transfer::export_diff::export_diff;
 use ferry_image::transfer::import::{import_raw, import_stream};
@@ -121,14 +123,19 @@ impl Run<'_> {
         let reader = BufReader::with_capacity(BUFFER, input);
         let mut stream = ImageStreamReader::new(reader).map_err(failed(what.clone(), rbd))?;
         let header = stream.header().clone();
-        let order = header.order.and_then(|o| u8::try_from(o).ok());
-        let unit = header.stripe_unit.filter(|u| *u != 0 && order.is_none_or(|o| *u != 1_u64 << o));
+        // One that is none is refused as out of range.
+        let order = header.order.map(|o| u8::try_from(o).unwrap_or(u8::MAX));
+        let unit = header
+            .stripe_unit
+            .filter(|u| *u != 0 && order.is_none_or(|o| Some(*u) != 1_u64.checked_shl(u32::from(o))));
         let count = header.stripe_count.filter(|c| unit.is_some() || *c > 1);
         let internal = Features::INTERNAL.with(Features::JOURNALING).with(Features::DATA_POOL);
         let layout = LayoutOptions {
             order: layout.order.or(order),
             features: layout.features.or(header.features.map(|f| Features(f).without(internal).0)),
-            stripe_unit: layout.stripe_unit.or(unit.or(count.and(order).map(|o| 1_u64 << o))),
+            stripe_unit: layout
+                .stripe_unit
+                .or(unit.or(count.and(order).and_then(|o| 1_u64.checked_shl(u32::from(o))))),
             stripe_count: layout.stripe_count.or(count.or(unit.map(|_| 1))),
             ..layout.clone()
         };
@@ -177,6 +184,7 @@ impl Run<'_> {
             }
         };
         exported.map_err(failed(format!("cannot export {source}"), "rbd: export error"))?;
+        note(&image, Used::Read).await;
         step.done();
         Ok(())
     }
@@ -195,6 +203,7 @@ impl Run<'_> {
         written
             .and_then(flush)
             .map_err(failed(format!("cannot export the changes of {source}"), "rbd: export-diff error"))?;
+        note(&image, Used::Read).await;
         step.done();
         Ok(())
     }
@@ -220,6 +229,7 @@ impl Run<'_> {
                 )),
             }
         })?;
+        note(&image, Used::Written).await;
         step.done();
         self.close(image).await
     }
@@ -242,6 +252,10 @@ impl Run<'_> {
         let cannot = || failed(format!("cannot compare {source}"), "rbd: diff error");
         let from =
             from.map(|name| image.header.user_snap(name).map(|s| s.id)).transpose().map_err(cannot())?;
+        let granularity = match granularity {
+            Granularity::Exact => Granularity::Extents,
+            Granularity::Extents | Granularity::WholeObject => granularity,
+        };
         let request = DiffRequest { from, to: image.at, granularity, parent: ParentData::Included };
         let diff = Diff::open(&image, request).await.map_err(cannot())?;
         // Object by object, as `rbd` lists them: what touches across objects stays apart.
@@ -256,6 +270,11 @@ impl Run<'_> {
         }
         Ok(Response::Diff(extents))
     }
+}
+
+/// Notes in the header that the image was used. One that cannot be noted was used all the same: no command fails because of it.
+async fn note(image: &Image, used: Used) {
+    times::note(image, used).await.ok();
 }
 
 /// How closely to compare.
