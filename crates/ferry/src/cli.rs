@@ -115,12 +115,18 @@ impl Plan {
 
 /// Runs the program with this process's arguments.
 pub(crate) fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     let is_rbd = Path::new(&name).file_name().is_some_and(|n| n == "rbd");
     let program = if is_rbd { Program::Rbd } else { Program::Ferry };
-    let arguments: Vec<String> = arguments.collect();
-    let code = match run(program, &arguments) {
+    // Another name in the place of one that is no text would be another image, or file.
+    let arguments: Result<Vec<String>, exit::End> = arguments
+        .map(|a| {
+            a.into_string()
+                .map_err(|a| Usage::invalid(format!("an argument is not UTF-8: {}", a.display())).into())
+        })
+        .collect();
+    let code = match arguments.and_then(|arguments| run(program, &arguments)) {
         Ok(()) => 0,
         Err(end) => end.tell(program, &mut io::stderr().lock()),
     };

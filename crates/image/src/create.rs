@@ -19,6 +19,7 @@ use crate::features::{Features, Flags, OpFeatures};
 use crate::header::{Header, create_op};
 use crate::id::new_image_id;
 use crate::layout::Layout;
+use crate::limits::IMAGE_SIZE_MAX;
 use crate::metadata;
 use crate::object_map::ObjectMap;
 use crate::pool::Pool;
@@ -26,8 +27,6 @@ use crate::trash::check_name;
 
 pub use whole::{check_free, create_whole};
 
-/// Largest image: what fits a signed 64-bit offset. Bytes.
-const SIZE_MAX: u64 = i64::MAX as u64;
 /// Log2 of the object size unless told otherwise: 4 MiB (`rbd_default_order`).
 const ORDER_DEFAULT: u8 = 22;
 /// How often an id that is taken is replaced by another. 32 random bits collide once in a lifetime.
@@ -110,9 +109,7 @@ impl CreateOptions {
         if self.data_pool.as_ref().is_some_and(|p| p.id != pool.id()) {
             features = features.with(Features::DATA_POOL);
         }
-        if self.size > SIZE_MAX {
-            return Err(Error::invalid("an image of this size cannot be addressed").with("size", self.size));
-        }
+        check_size(self.size)?;
         if features.contains(Features::OBJECT_MAP)
             && layout.object_count(self.size) > crate::object_map::OBJECTS_MAX
         {
@@ -120,6 +117,17 @@ impl CreateOptions {
         }
         Ok((layout, features))
     }
+}
+
+/// Refuses an image too large to be addressed.
+///
+/// # Errors
+/// `Invalid` (22).
+pub(crate) fn check_size(size: u64) -> Result<()> {
+    if size > IMAGE_SIZE_MAX {
+        return Err(Error::invalid("an image of this size cannot be addressed").with("size", size));
+    }
+    Ok(())
 }
 
 /// Makes an image called `name` and returns its id.

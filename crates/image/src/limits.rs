@@ -7,6 +7,9 @@ pub const OBJECTS_IN_FLIGHT: usize = 10;
 /// another request on the same object won, so a handful is already many.
 pub const WRITE_RETRIES_MAX: usize = 16;
 
+/// Largest image: what fits a signed 64-bit offset, which is what files and clients have. Bytes.
+pub const IMAGE_SIZE_MAX: u64 = i64::MAX as u64;
+
 /// Longest chain of clones that is followed, far above what anybody builds (`rbd` warns at 16), so that a loop of parents
 /// in damaged headers ends.
 pub const ANCESTORS_MAX: usize = 256;

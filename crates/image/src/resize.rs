@@ -8,6 +8,7 @@
 use ferry_core::{Effect, Error, ErrorKind, Guard, Result, SnapId, WriteOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use crate::create::check_size;
 use crate::features::Flags;
 use crate::history::Migrated;
 use crate::image::Image;
@@ -29,7 +30,7 @@ pub enum Shrinking {
 /// Gives an image another size. Bytes. The size it has is no error.
 ///
 /// # Errors
-/// `Invalid` (22) where it would shrink and may not, (27) where it would have too many objects for its object map;
+/// `Invalid` (22) where it would shrink and may not, or could not be addressed, (27) where it would have too many objects for its object map;
 /// `ReadOnly` (30); those of the store.
 ///
 /// # Crash safety
@@ -40,6 +41,7 @@ pub async fn resize(
     shrinking: Shrinking,
     progress: Progress<'_>,
 ) -> Result<()> {
+    check_size(size)?;
     image.acquire().await?;
     let before = image.header.size;
     if size < before && shrinking == Shrinking::Refused {

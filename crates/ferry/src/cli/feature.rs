@@ -10,6 +10,9 @@ use super::spec::{self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, IMAGE_WORD, NO_PROGRE
 const FEATURES: Word =
     Word { name: "features", help: "image features\n[exclusive-lock, object-map, journaling]", many: true };
 
+/// Most requests that are kept in flight: each needs memory of its own, and no device takes as many at once.
+const IO_THREADS_MAX: u64 = 65_536;
+
 /// A lock's cookie.
 const LOCK_ID: Word = Word::new("lock-id", "unique lock id");
 
@@ -164,6 +167,9 @@ fn bench(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let io_threads = p.number("io-threads").unwrap_or(16);
     if io_threads == 0 {
         return Err(Usage::invalid("--io-threads should be greater than zero."));
+    }
+    if io_threads > IO_THREADS_MAX {
+        return Err(Usage::invalid(format!("--io-threads should be at most {IO_THREADS_MAX}.")));
     }
     Plan::run(Command::Bench {
         image,

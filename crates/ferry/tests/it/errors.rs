@@ -129,3 +129,114 @@ fn a_reader_that_leaves_ends_the_command_quietly() {
     let output = command.args(["info", "a"]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(32), b"".as_slice()));
 }
+
+/// A store with an image of noise whose data fills more than one segment; the names of its segments.
+fn with_segments(home: &Home) -> Vec<std::path::PathBuf> {
+    std::fs::write(home.path("noise"), crate::harness::noise(3, 80 << 20)).unwrap();
+    home.ok("import noise a");
+    let mut segments: Vec<_> = std::fs::read_dir(home.dir().join("home/store/segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    segments.sort();
+    segments
+}
+
+#[test]
+fn a_file_of_the_store_that_is_missing_is_damage_and_never_zeros() {
+    let home = Home::new();
+    let segments = with_segments(&home);
+    let noise = std::fs::read(home.path("noise")).unwrap();
+    let mut missed = 0;
+    for segment in &segments {
+        let aside = home.path("aside");
+        std::fs::rename(segment, &aside).unwrap();
+        let name = segment.file_name().unwrap().to_str().unwrap();
+        let run = home.run(Name::Ferry, "export a out");
+        if run.code == 0 {
+            // One that holds nothing of the image.
+            assert!(std::fs::read(home.path("out")).unwrap() == noise, "wrong bytes without {name}");
+            std::fs::remove_file(home.path("out")).unwrap();
+        } else {
+            missed += 1;
+            assert_eq!(run.code, 5, "without {name}: {run:?}");
+            assert!(run.err.contains("a file of the store is missing (file "), "{run:?}");
+            assert!(
+                run.err.contains(name) && run.err.contains("`ferry check` lists what is damaged"),
+                "{run:?}"
+            );
+            assert!(!home.path("out").exists());
+            assert_eq!(home.fails("check").0, 5);
+        }
+        std::fs::rename(&aside, segment).unwrap();
+    }
+    assert!(missed >= 2, "80 MiB lie in more than one segment");
+    home.ok("export a out");
+    assert!(std::fs::read(home.path("out")).unwrap() == noise);
+    home.check();
+}
+
+#[test]
+fn no_new_store_takes_the_place_of_one_that_lost_its_superblock() {
+    let home = Home::new();
+    let segments = with_segments(&home);
+    let superblock = home.dir().join("home/store/superblock");
+    std::fs::rename(&superblock, home.path("aside")).unwrap();
+    for line in ["ls", "create b --size 1M", "pool create other", "check"] {
+        let (code, err) = home.fails(line);
+        assert_eq!(code, 5, "ferry {line}: {err}");
+        assert!(err.contains("the superblock of a store is missing, and its segments are there"), "{err}");
+    }
+    assert!(!superblock.exists() && segments.iter().all(|s| s.exists()));
+    std::fs::rename(home.path("aside"), &superblock).unwrap();
+    home.ok("export a out");
+    assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("noise")).unwrap());
+}
+
+#[test]
+fn what_is_too_large_or_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = Home::new();
+    home.ok("create a --size 1M --image-feature layering");
+    let (code, err) = home.fails("resize a --size 15E");
+    assert_eq!(code, 22, "{err}");
+    assert!(err.contains("an image of this size cannot be addressed"), "{err}");
+    assert!(home.ok("info a").contains("size 1 MiB in"));
+    let (code, err) = home.fails("bench a --io-type write --io-threads 4000000000");
+    assert_eq!((code, err.as_str()), (22, "ferry: --io-threads should be at most 65536.\n"));
+    let mut command = home.command(Name::Ferry);
+    let name = std::ffi::OsStr::from_bytes(b"a\xff");
+    let output = command.arg("create").arg(name).args(["--size", "1M"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(22), "{err}");
+    assert!(err.starts_with("ferry: an argument is not UTF-8: a"), "{err}");
+    assert_eq!(home.ok("ls"), "a\n");
+    // Wider than a column that `format!` makes.
+    let wide = "v".repeat(70_000);
+    home.ok(&format!("image-meta set a key {wide}"));
+    assert!(home.ok("image-meta ls a").contains(&wide));
+}
+
+#[test]
+fn a_stream_that_is_none_is_not_blamed_on_the_store() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    std::fs::write(home.path("text"), "no stream").unwrap();
+    std::fs::write(home.path("cut"), "rbd diff v1\ns").unwrap();
+    std::fs::write(
+        home.path("order"),
+        [b"rbd image v2\nO", &8_u64.to_le_bytes()[..], &[255; 8], b"Erbd image diffs v2\n", &[0; 8]].concat(),
+    )
+    .unwrap();
+    let advice = "what was given to read is damaged, cut short, or of another kind than this command reads";
+    for (line, code) in
+        [("import-diff text a", 74), ("import-diff cut a", 74), ("import --export-format 2 text b", 74)]
+    {
+        let (found, err) = home.fails(line);
+        assert_eq!(found, code, "ferry {line}: {err}");
+        assert!(err.contains(advice) && !err.contains("ferry check"), "ferry {line}: {err}");
+    }
+    let (code, err) = home.fails("import --export-format 2 order b");
+    assert_eq!(code, 33, "{err}");
+    assert_eq!(home.ok("ls"), "a\n");
+}

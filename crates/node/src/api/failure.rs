@@ -91,6 +91,9 @@ fn advice(error: &Error) -> Vec<String> {
                 None => return Vec::new(),
             },
         },
+        ErrorKind::Corrupt if matches!(error.errno(), Errno::EINVAL | Errno::EBADMSG) => {
+            "what was given to read is damaged, cut short, or of another kind than this command reads".to_owned()
+        }
         ErrorKind::Corrupt => {
             "nothing was repaired or overwritten; `ferry check` lists what is damaged in a store".to_owned()
         }

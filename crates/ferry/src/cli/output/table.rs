@@ -54,9 +54,11 @@ fn write_row<'a>(out: &mut String, cells: impl Iterator<Item = (&'a str, Align)>
         if i > 0 {
             out.push_str("  ");
         }
+        // Not by `format!`, which has a widest column.
+        let blanks = " ".repeat(width - cell.chars().count().min(*width));
         match align {
-            Align::Left => out.push_str(&format!("{cell:<width$}")),
-            Align::Right => out.push_str(&format!("{cell:>width$}")),
+            Align::Left => out.extend([cell, &blanks]),
+            Align::Right => out.extend([&blanks, cell]),
         }
     }
     out.push('\n');
