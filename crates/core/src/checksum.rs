@@ -1,6 +1,13 @@
-//! CRC-32C (Castagnoli), the checksum of every block and of RBD's object maps.
+//! CRC-32C (Castagnoli), the checksum of every block and of RBD's object maps; and a hash that tells bytes apart by itself.
 
 use crc_fast::{CrcAlgorithm, checksum};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+/// 128 bits that no other bytes, nor the same under another seed, have by accident (XXH3). Not made to withstand forgery.
+#[must_use]
+pub fn hash128(bytes: &[u8], seed: u64) -> u128 {
+    xxh3_128_with_seed(bytes, seed)
+}
 
 /// CRC-32C of `bytes` in its usual form (initial value and final inversion all ones; "123456789" gives `e3069283`).
 #[must_use]
@@ -50,7 +57,14 @@ fn low(value: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{crc32c, crc32c_ceph, crc32c_of_two};
+    use super::{crc32c, crc32c_ceph, crc32c_of_two, hash128};
+
+    #[test]
+    fn the_hash_is_the_published_one_and_takes_its_seed_into_account() {
+        assert_eq!(hash128(b"", 0), 0x99AA_06D3_0147_98D8_6001_C324_468D_497F);
+        assert_ne!(hash128(&[7; 4096], 0), hash128(&[7; 4096], 4096));
+        assert_ne!(hash128(&[7; 4096], 0), hash128(&[7; 4095], 0));
+    }
 
     #[test]
     fn crc32c_has_the_published_check_value() {

@@ -58,7 +58,7 @@ impl MemSource {
         self.is_changed.store(changed, Ordering::Release);
     }
 
-    /// Bytes read so far.
+    /// Bytes read so far, but for holes it knows of.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.load(Ordering::Acquire)
@@ -119,7 +119,6 @@ impl BlockSource for MemSource {
 
     fn read(&self, at: SourcePoint, offset: u64, length: u64) -> Reply<SparseData> {
         let read = self.range(at, offset, length).map(|bytes| {
-            self.bytes_read.fetch_add(length, Ordering::AcqRel);
             let whole = |e: DeviceExtent| {
                 let from = usize::try_from(e.offset - offset).unwrap_or(usize::MAX);
                 let to = from + usize::try_from(e.length).unwrap_or(usize::MAX);
@@ -129,7 +128,9 @@ impl BlockSource for MemSource {
                 self.knowledge == Knowledge::Nothing || !is_zero(block)
             });
             let data = extents.into_iter().filter(|e| e.state == ExtentState::Data);
-            SparseData { extents: data.map(whole).collect() }
+            let data: Vec<DeviceExtent> = data.collect();
+            self.bytes_read.fetch_add(data.iter().map(|e| e.length).sum(), Ordering::AcqRel);
+            SparseData { extents: data.into_iter().map(whole).collect() }
         });
         Reply::ready(read)
     }
