@@ -107,15 +107,25 @@ impl Io {
         revision: &Revision,
         extent: ObjectExtent,
     ) -> Result<Vec<Effect>> {
-        if let Some(source) = revision.parent.as_ref().and_then(|p| p.ancestor.image())
-            && can_share(source, self.revision())
-        {
-            let pieces = revision.locate_in_parent(extent).await?;
-            if let Some(effects) = share_effects(revision.layout, extent, pieces) {
-                return Ok(effects);
-            }
+        match self.shared_with_parent_of(revision, extent).await? {
+            Some(effects) => Ok(effects),
+            None => copy_effects(revision, extent, |_| {}).await,
         }
-        copy_effects(revision, extent).await
+    }
+
+    /// As [`Self::effects_from_parent_of`], shared; `None` where that is not possible.
+    pub(crate) async fn shared_with_parent_of(
+        &self,
+        revision: &Revision,
+        extent: ObjectExtent,
+    ) -> Result<Option<Vec<Effect>>> {
+        match revision.parent.as_ref().and_then(|p| p.ancestor.image()) {
+            Some(source) if can_share(source, self.revision()) => {
+                let pieces = revision.locate_in_parent(extent).await?;
+                Ok(share_effects(revision.layout, extent, pieces))
+            }
+            Some(_) | None => Ok(None),
+        }
     }
 }
 
@@ -126,12 +136,17 @@ pub(crate) fn can_share(source: &Revision, target: &Revision) -> bool {
         && source.is_in_one_store()
 }
 
-/// The parent's bytes, read to be written.
-pub(crate) async fn copy_effects(revision: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+/// The parent's bytes, read to be written; `read` sees them first.
+pub(crate) async fn copy_effects(
+    revision: &Revision,
+    extent: ObjectExtent,
+    mut read: impl FnMut(&SparseData) + Send,
+) -> Result<Vec<Effect>> {
     let Some(parent) = &revision.parent else { return Ok(Vec::new()) };
     let mut effects = Vec::new();
     for part in revision.below_overlap(extent) {
         let data = parent.ancestor.read(part.offset, part.length).await?;
+        read(&data);
         effects.extend(write_effects(revision.layout, extent.object, data));
     }
     Ok(effects)

@@ -237,7 +237,8 @@ impl ImageDevice {
             Err(e) => Err(e),
         };
         let result = match (outcome, reopened) {
-            (outcome, Ok(io)) => {
+            (outcome, Ok(mut io)) => {
+                io.follow(&self.io());
                 *self.inner.state() = State { image, io: Arc::new(io) };
                 outcome
             }

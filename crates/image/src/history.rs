@@ -17,8 +17,9 @@
 
 pub mod early;
 mod step;
+mod trail;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use ferry_core::{
@@ -26,6 +27,7 @@ use ferry_core::{
 };
 
 use self::early::Early;
+use crate::digest::Digest;
 use crate::features::{Features, Flags};
 use crate::image::Image;
 use crate::io::Io;
@@ -33,6 +35,7 @@ use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::WRITE_RETRIES_MAX;
 use crate::object_map::ObjectState;
 use crate::revision::Revision;
+use trail::Trail;
 
 /// The xattr of an object whose history is not complete: the newest snapshot it is right for, 8 bytes, little-endian.
 pub const MARK: &str = "ferry.copyup";
@@ -55,7 +58,15 @@ pub struct History {
     points: Vec<Point>,
     /// Where bytes may be written aside.
     early: Option<Arc<Early>>,
+    /// What was read for objects that were wanted before the copy came to them.
+    noted: Arc<Noted>,
 }
+
+/// Objects, and what was read of the source in them.
+type Noted = Mutex<Vec<(ObjectNo, Vec<(SnapId, Digest)>)>>;
+
+/// How many objects are noted until somebody takes the note: more are read again to be verified.
+const NOTED_MAX: usize = 1 << 16;
 
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +86,18 @@ pub struct Moved {
     pub copied: u64,
     /// Bytes that source and target have in common from now on.
     pub shared: u64,
+}
+
+/// What came of moving an object.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// What became of it.
+    pub migrated: Migrated,
+    /// What that cost.
+    pub moved: Moved,
+    /// What the source was read to show in it, by points of the target. Only points whose whole content in the object is known
+    /// from bytes that were read for this move.
+    pub digests: Vec<(SnapId, Digest)>,
 }
 
 impl Moved {
@@ -147,7 +170,25 @@ impl History {
         }
         let head = &points.last().expect("HEAD is one").revision;
         let early = Early::of(header, head).map(Arc::new);
-        Ok(Some(Self { points, early }))
+        Ok(Some(Self { points, early, noted: Arc::default() }))
+    }
+
+    /// Takes what was read of the source for objects that clients changed, by object and as [`Move::digests`].
+    #[must_use]
+    pub fn take_noted(&self) -> Vec<(ObjectNo, Vec<(SnapId, Digest)>)> {
+        std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, object: ObjectNo, digests: Vec<(SnapId, Digest)>) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !digests.is_empty() && noted.len() < NOTED_MAX {
+            noted.push((object, digests));
+        }
+    }
+
+    /// Goes on with what an earlier state of the same image noted.
+    pub(crate) fn follow(&mut self, earlier: &Self) {
+        self.noted = Arc::clone(&earlier.noted);
     }
 
     /// Ascending; HEAD last.
@@ -192,19 +233,23 @@ impl Io {
     /// # Cancel safety
     /// As a crash.
     pub async fn migrate_object(&self, object: ObjectNo) -> Result<Migrated> {
-        self.move_object(object).await.map(|(migrated, _)| migrated)
+        let done = self.move_object(object).await?;
+        if let Some(history) = self.history() {
+            history.note(object, done.digests);
+        }
+        Ok(done.migrated)
     }
 
-    /// As [`Self::migrate_object`]; tells what it cost, too. One that has its history costs nothing.
+    /// As [`Self::migrate_object`]; tells what it cost and what was read, too. One that has its history costs nothing.
     ///
     /// # Errors
     /// As [`Self::migrate_object`].
     ///
     /// # Cancel safety
     /// As a crash.
-    pub async fn move_object(&self, object: ObjectNo) -> Result<(Migrated, Moved)> {
-        let mut moved = Moved::default();
-        let Some(history) = self.history() else { return Ok((Migrated::There, moved)) };
+    pub async fn move_object(&self, object: ObjectNo) -> Result<Move> {
+        let (mut moved, mut trail) = (Moved::default(), Trail::default());
+        let Some(history) = self.history() else { return Ok(trail.end(Migrated::There, moved)) };
         let mut losses = 0;
         while losses <= WRITE_RETRIES_MAX {
             let right_until = match self.standing(object).await? {
@@ -214,13 +259,13 @@ impl Io {
                         let _held = history.hold_early(object).await;
                         self.forget_early(object).await?;
                     }
-                    return Ok((migrated, moved));
+                    return Ok(trail.end(migrated, moved));
                 }
                 Standing::Missing => None,
                 Standing::Unfinished(snap) => Some(snap),
             };
-            let Some(step) = history.next_step(self, object, right_until).await? else {
-                return Ok((Migrated::Nothing, moved));
+            let Some(step) = history.next_step(self, object, right_until, &mut trail).await? else {
+                return Ok(trail.end(Migrated::Nothing, moved));
             };
             let mut cost = Moved::default();
             cost.count(&step.effects);

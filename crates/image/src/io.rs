@@ -104,6 +104,13 @@ impl Io {
         self.history.as_ref()
     }
 
+    /// Goes on with what an earlier state of the same image kept in memory.
+    pub(crate) fn follow(&mut self, earlier: &Self) {
+        if let (Some(history), Some(earlier)) = (&mut self.history, &earlier.history) {
+            Arc::make_mut(history).follow(earlier);
+        }
+    }
+
     /// Whether writes are refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

@@ -10,6 +10,7 @@ pub mod copyup;
 pub mod create;
 pub mod device;
 pub mod diff;
+pub mod digest;
 pub mod encoding;
 pub mod feature;
 pub mod features;

@@ -207,6 +207,19 @@ impl Revision {
         Ok(SparseData { extents: found })
     }
 
+    /// As [`Self::read`], of a part of one object, or of what shows through in its place.
+    ///
+    /// # Errors
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn read_extent(&self, extent: ObjectExtent) -> Result<SparseData> {
+        let mut extents = self.read_object(extent).await?;
+        extents.sort_unstable_by_key(|(at, _)| *at);
+        Ok(SparseData { extents })
+    }
+
     /// Exactly the bytes of a range.
     ///
     /// # Errors

@@ -16,17 +16,20 @@ use ferry_image::image::Image;
 use ferry_image::progress::Progress;
 
 use crate::children;
+use crate::digests;
 use crate::ends::{End, Ends};
 use crate::removal::{remove_end, sweep};
-use crate::verify::{Verification, verify};
+use crate::verify::{Comparing, Verification, verify};
 
 /// How to commit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CommitOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommitOptions<'a> {
     /// Go on although clones hang on the image; those that only read it do not notice that their parent moved.
     pub force: bool,
     /// Go on without comparing source and target.
     pub unverified: bool,
+    /// How to compare them.
+    pub comparing: Comparing<'a>,
 }
 
 /// What was committed.
@@ -56,7 +59,7 @@ pub struct Receipt {
 ///
 /// # Crash safety
 /// See the module. Killed, the same call finishes.
-pub async fn commit(mut ends: Ends, options: CommitOptions, progress: Progress<'_>) -> Result<Receipt> {
+pub async fn commit(mut ends: Ends, options: CommitOptions<'_>, progress: Progress<'_>) -> Result<Receipt> {
     let committed = |end: &End, phase| end.intent().is_some_and(|i| i.phase == phase);
     let is_over = committed(&ends.source, MigrationPhase::Committing)
         || committed(&ends.target, MigrationPhase::Committed);
@@ -95,7 +98,7 @@ pub async fn clones(ends: &Ends) -> Result<Vec<String>> {
 }
 
 /// Refuses what must not be committed.
-async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verification>> {
+async fn check(ends: &Ends, options: CommitOptions<'_>) -> Result<Option<Verification>> {
     let state = ends.state();
     if state == MigrationState::Aborting {
         return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
@@ -112,7 +115,7 @@ async fn check(ends: &Ends, options: CommitOptions) -> Result<Option<Verificatio
     if options.unverified {
         return Ok(None);
     }
-    let verification = verify(ends, &mut ferry_image::progress::silent).await?;
+    let verification = verify(ends, options.comparing, &mut ferry_image::progress::silent).await?;
     if let Some(point) = verification.points.iter().find(|p| p.first_difference.is_some()) {
         let snap = point.snap.as_deref().unwrap_or("HEAD");
         return Err(Error::corrupt("source and target differ: nothing was committed")
@@ -191,6 +194,8 @@ pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
 async fn become_plain(target: &mut Image, keeps_note: bool) -> Result<()> {
     target.acquire().await?;
     sweep(target).await?;
+    // From here on nothing is compared any more.
+    digests::remove(target).await?;
     if let Some(base) = target.header.base() {
         // First, or a crash would leave what it preserves for ever.
         target.pool.store.release_snap(target.data_pool(), base.snap).await?;

@@ -14,7 +14,7 @@ use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::features::{Features, Flags};
 use ferry_image::header::Header;
-use ferry_image::history::{Migrated, Moved, early};
+use ferry_image::history::{Migrated, Move, Moved, early};
 use ferry_image::io::{Io, layout_of};
 use ferry_image::layout::{Layout, ObjectExtent, ObjectNo};
 use ferry_image::limits::OBJECTS_IN_FLIGHT;
@@ -26,6 +26,7 @@ use futures_util::future::{Either, select};
 use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 
 use crate::children::as_image;
+use crate::digests::Keeper;
 use crate::ends::{End, Ends};
 
 /// Sets the pace of an execute: how many objects at once, and when the next may start.
@@ -158,15 +159,18 @@ pub async fn execute(
     target.refresh().await?;
     target.acquire().await?;
     let objects = candidates(ends, target).await?;
-    let copied =
-        copy_objects(&mut [&mut ends.source, &mut ends.target], target, objects, 0, pace, progress).await?;
+    let keeper = Keeper::open(&ends.target).await?;
+    let mut both = [&mut ends.source, &mut ends.target];
+    let copied = copy_objects(&mut both, keeper, target, objects, 0, pace, progress).await?;
     finish(Some(&mut ends.source), &mut ends.target, target).await?;
     Ok(copied)
 }
 
-/// Copies objects, ascending; those below `from` are done already. How far it is goes to the records of `ends`.
+/// Copies objects, ascending; those below `from` are done already. How far it is goes to the records of `ends`, what was read to
+/// the keeper.
 pub(crate) async fn copy_objects(
     ends: &mut [&mut End],
+    keeper: Keeper,
     target: &ImageDevice,
     objects: Vec<ObjectNo>,
     from: u64,
@@ -179,9 +183,24 @@ pub(crate) async fn copy_objects(
     let total = done + rest.iter().map(|o| sizes.of(*o)).sum::<u64>();
     let copied = Copied { objects: begun.len() as u64, ..Copied::default() };
     let under_way = BTreeSet::new();
-    let mut tally = Tally { ends, progress, sizes, total, copied, done, shown: 0, under_way };
+    let mut tally = Tally { ends, keeper, progress, sizes, total, copied, done, shown: 0, under_way };
     tally.shown = tally.percent();
     (tally.progress)(done, total);
+    let copied = copy_all(&mut tally, rest, target, pace).await;
+    // Also where it was stopped: what is copied is not begun again.
+    let kept = tally.keep(target).await;
+    copied?;
+    kept?;
+    Ok(tally.copied)
+}
+
+/// Copies all of `rest`.
+async fn copy_all(
+    tally: &mut Tally<'_, '_, '_>,
+    rest: &[ObjectNo],
+    target: &ImageDevice,
+    pace: &dyn Pace,
+) -> Result<()> {
     let mut work = FuturesUnordered::new();
     let mut next = rest.iter().copied().peekable();
     let mut rivals = Rivals::new(target);
@@ -199,7 +218,7 @@ pub(crate) async fn copy_objects(
                     }
                     Either::Right((done, waiting)) => {
                         admitting = waiting;
-                        tally.count(done.unwrap_or_else(|| Ok(Vec::new()))?, first).await?;
+                        tally.count(target, done.unwrap_or_else(|| Ok(Vec::new()))?, first).await?;
                     }
                 }
             }
@@ -208,18 +227,19 @@ pub(crate) async fn copy_objects(
             work.push(move_all(target, batch, pace.objects_in_flight()));
         }
         if let Some(done) = work.next().await {
-            tally.count(done?, next.peek().copied()).await?;
+            tally.count(target, done?, next.peek().copied()).await?;
         }
     }
-    Ok(tally.copied)
+    Ok(())
 }
 
-/// What became of an object, and what it cost.
-type Done = (ObjectNo, Migrated, Moved);
+/// What became of an object.
+type Done = (ObjectNo, Move);
 
 /// How far an execute is.
 struct Tally<'a, 'b, 'c> {
     ends: &'a mut [&'b mut End],
+    keeper: Keeper,
     progress: Progress<'c>,
     sizes: Sizes,
     /// Bytes that there are to look at.
@@ -239,25 +259,37 @@ impl Tally<'_, '_, '_> {
     }
 
     /// Takes into account what is done; `next` is the object that is begun next.
-    async fn count(&mut self, done: Vec<Done>, next: Option<ObjectNo>) -> Result<()> {
+    async fn count(&mut self, target: &ImageDevice, done: Vec<Done>, next: Option<ObjectNo>) -> Result<()> {
         let mut last = None;
-        for (object, migrated, moved) in done {
+        for (object, done) in done {
             self.copied.objects += 1;
-            self.copied.migrated += u64::from(migrated != Migrated::Nothing);
-            self.copied.moved.copied += moved.copied;
-            self.copied.moved.shared += moved.shared;
+            self.copied.migrated += u64::from(done.migrated != Migrated::Nothing);
+            self.copied.moved.copied += done.moved.copied;
+            self.copied.moved.shared += done.moved.shared;
+            self.keeper.note(object, &done.digests);
             self.done += self.sizes.of(object);
             self.under_way.remove(&object);
             last = last.max(Some(object.0 + 1));
         }
         (self.progress)(self.done, self.total);
         let percent = self.percent();
+        if percent > self.shown || self.keeper.is_full() {
+            // Before the cursor says that this is not copied again.
+            self.keep(target).await?;
+        }
         if percent > self.shown {
             self.shown = percent;
             let first = self.under_way.first().copied().or(next).map_or(last.unwrap_or(0), |o| o.0);
             describe(self.ends, percent, first).await?;
         }
         Ok(())
+    }
+
+    /// Writes what was read, by clients' first writes too.
+    async fn keep(&mut self, target: &ImageDevice) -> Result<()> {
+        let noted = target.io().history().map(|h| h.take_noted()).unwrap_or_default();
+        noted.iter().for_each(|(object, digests)| self.keeper.note(*object, digests));
+        self.keeper.write().await
     }
 }
 
@@ -266,7 +298,7 @@ async fn move_all(target: &ImageDevice, objects: Vec<ObjectNo>, in_flight: usize
     let work = move |io: Arc<Io>| async move {
         let moving = objects.into_iter().map(|object| {
             let io = Arc::clone(&io);
-            async move { io.move_object(object).await.map(|(migrated, moved)| (object, migrated, moved)) }
+            async move { io.move_object(object).await.map(|done| (object, done)) }
         });
         stream::iter(moving).buffer_unordered(in_flight.max(1)).try_collect().await
     };
@@ -430,7 +462,7 @@ pub(crate) fn tidy(objects: &mut Vec<ObjectNo>) {
 }
 
 /// The objects of `to` that hold bytes of an object of `from`.
-fn overlapping(from: Layout, object: ObjectNo, to: Layout) -> impl Iterator<Item = ObjectNo> {
+pub(crate) fn overlapping(from: Layout, object: ObjectNo, to: Layout) -> impl Iterator<Item = ObjectNo> {
     let whole = ObjectExtent { object, offset: 0, length: from.object_size() };
     let parts: Vec<_> = from.image_extents(whole).collect();
     parts.into_iter().flat_map(move |part| to.extents(part.offset, part.length).map(|e| e.object))

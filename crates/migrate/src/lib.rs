@@ -18,6 +18,7 @@
 mod abort;
 mod children;
 mod commit;
+mod digests;
 mod ends;
 mod execute;
 mod import;
@@ -34,4 +35,4 @@ pub use import::{
     import_losses, prepare_import, verify_import,
 };
 pub use prepare::{PrepareOptions, Prepared, Striping, prepare};
-pub use verify::{PointReport, Verification, verify};
+pub use verify::{Against, Comparing, PointReport, Threads, Verification, verify};

@@ -101,9 +101,16 @@ pub(crate) const VERBS: &[Verb] = &[
         alias: None,
         about: "Compare source and target of an executed image migration.",
         words: &[IMAGE_WORD],
-        flags: &[IMAGE, NO_PROGRESS],
-        remark: "",
-        convert: |p, cx| run(MigrationCommand::Verify { image: spec::image(p, cx)? }),
+        flags: &[
+            IMAGE,
+            NO_PROGRESS,
+            &[Flag::new("reread", Kind::Switch, "read the source again too, whatever is known of it")],
+        ],
+        remark: "The target is read, and compared with digests of what was copied to it; where there are none, with the source.\n",
+        convert: |p, cx| {
+            let reread = p.is_set("reread");
+            run(MigrationCommand::Verify { image: spec::image(p, cx)?, reread })
+        },
     },
 ];
 

@@ -328,6 +328,10 @@ fn e28_a_commit_leaves_a_receipt() {
     let path = run.err.lines().find_map(|l| l.strip_prefix("receipt: ")).unwrap_or_else(|| panic!("{run:?}"));
     let text = fs::read_to_string(path).unwrap();
     assert_eq!(text.matches("\"equal\": true").count(), 3, "{text}");
+    // What was copied from another store was not read there again to be compared.
+    assert!(text.contains("\"compared_by_reading_both_ends\": 0,"), "{text}");
+    let compared = text.lines().filter(|l| l.contains("\"compared_with_kept_digests\": "));
+    assert!(compared.clone().count() == 3 && compared.clone().any(|l| !l.ends_with(": 0,")), "{text}");
 }
 
 #[test]

@@ -109,6 +109,25 @@ impl Diff {
         Ok(Some(written.collect()))
     }
 
+    /// Whether both ends read one version of an object, so that their bytes are one; or, where the store does not tell, whether
+    /// [`Self::object_changes`] compares the bytes themselves.
+    pub(crate) async fn is_one_version(&self, object: ObjectNo) -> Result<bool> {
+        let Some(from) = &self.from else { return Ok(false) };
+        if !self.list_snaps {
+            return Ok(true);
+        }
+        let set = match self.to.store.list_snaps(&self.to.object_id(object)).await {
+            Ok(set) => set,
+            Err(e) if e.kind() == ErrorKind::NotFound => SnapSet::default(),
+            Err(e) => return Err(e),
+        };
+        Ok(match (version_at(&set, from.snap), version_at(&set, self.to.snap)) {
+            (Version::At(old), Version::At(new)) => old == new,
+            (Version::None, Version::None) => from.parent.is_none() && self.to.parent.is_none(),
+            (Version::At(_), Version::None) | (Version::None, Version::At(_)) => false,
+        })
+    }
+
     /// All there is in an object.
     async fn since_beginning(
         &self,

@@ -1,10 +1,16 @@
 //! One step of an object's history: what it changes, and for which points.
 
-use ferry_core::{DeviceExtent, Effect, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId};
+use std::sync::Arc;
 
+use ferry_core::{
+    DeviceExtent, Effect, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId, SparseData,
+};
+
+use super::trail::Trail;
 use super::{History, Point, context_before};
 use crate::copyup::{can_share, copy_effects, share_effects};
 use crate::diff::Diff;
+use crate::digest::Blocks;
 use crate::io::Io;
 use crate::layout::{ImageExtent, ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
@@ -30,12 +36,13 @@ pub(super) struct Step {
 }
 
 impl History {
-    /// The step that follows; `None` where the object is not there and no point needs it.
+    /// The step that follows; `None` where the object is not there and no point needs it. What is read for it goes to `trail`.
     pub(super) async fn next_step(
         &self,
         io: &Io,
         object: ObjectNo,
         after: Option<SnapId>,
+        trail: &mut Trail,
     ) -> Result<Option<Step>> {
         let points = self.points();
         let first = match after {
@@ -51,15 +58,17 @@ impl History {
         let mut is_nothing = false;
         // The snapshot it is right for may have been removed since: then nothing tells what differs, and all is brought anew.
         let before = first.checked_sub(1).map(|n| &points[n].revision).filter(|p| after == Some(p.snap));
+        let mut read = trail.begin(point, before.map(Arc::as_ref));
         let mut effects = match before {
-            Some(before) => changes(io, before, point, object).await?,
+            Some(before) => changes(io, before, point, object, &mut read).await?,
             None => {
                 let mut effects = vec![Effect::Create, Effect::Truncate(0)];
-                effects.extend(content(io, point, object).await?);
+                effects.extend(content(io, point, object, &mut read).await?);
                 is_nothing = after.is_none() && effects.len() == 2 && is_foreign(point);
                 effects
             }
         };
+        trail.read(point, read);
         let is_for_head = first + 1 == points.len();
         let was_early = point.has_early(object).await?;
         // HEAD's may still grow: what is aside there is put in when the step is taken.
@@ -67,11 +76,16 @@ impl History {
             effects.extend(point.early_effects(object).await?.unwrap_or_default());
         }
         let mut end = first + 1;
-        while end < points.len()
-            && !was_early
-            && !points[end].revision.has_early(object).await?
-            && shows_same(&points[end - 1].revision, &points[end].revision, object).await?
-        {
+        while end < points.len() && !was_early && !points[end].revision.has_early(object).await? {
+            let (older, newer) = (&points[end - 1].revision, &points[end].revision);
+            let is_same_source = is_same_source(older, newer, object);
+            if !is_same_source && !changed(older, newer, object).await?.is_empty() {
+                break;
+            }
+            if trail.knows(older) {
+                let is_one = is_same_source || is_one_version(older, newer, object).await?;
+                trail.shows_same(older, newer, is_one);
+            }
             end += 1;
         }
         if is_nothing && !was_early && end == points.len() {
@@ -130,7 +144,7 @@ async fn first_early(points: &[Point], object: ObjectNo) -> Result<Option<usize>
 }
 
 /// Whether the source of a point is a foreign one.
-fn is_foreign(point: &Revision) -> bool {
+pub(super) fn is_foreign(point: &Revision) -> bool {
     matches!(&point.parent, Some(parent) if parent.ancestor.image().is_none())
 }
 
@@ -168,17 +182,55 @@ async fn needs(point: &Point, object: ObjectNo) -> Result<bool> {
     Ok(false)
 }
 
-/// All that a point shows in an object.
-async fn content(io: &Io, point: &Revision, object: ObjectNo) -> Result<Vec<Effect>> {
-    match point.overlap_in(object) {
-        0 => Ok(Vec::new()),
-        length => io.effects_from_parent_of(point, ObjectExtent { object, offset: 0, length }).await,
+/// All that a point shows in an object, and its blocks to `read`.
+async fn content(
+    io: &Io,
+    point: &Revision,
+    object: ObjectNo,
+    read: &mut Option<Blocks>,
+) -> Result<Vec<Effect>> {
+    let length = point.overlap_in(object);
+    if length == 0 {
+        return Ok(Vec::new());
     }
+    let extent = ObjectExtent { object, offset: 0, length };
+    if let Some(effects) = io.shared_with_parent_of(point, extent).await? {
+        *read = None;
+        return Ok(effects);
+    }
+    copied(point, extent, read).await
 }
 
-/// Whether two points that follow each other show the same in an object.
-async fn shows_same(older: &Revision, newer: &Revision, object: ObjectNo) -> Result<bool> {
-    Ok(is_same_source(older, newer, object) || changed(older, newer, object).await?.is_empty())
+/// What a point shows in a part of an object, copied; its blocks go to `read`.
+async fn copied(point: &Revision, extent: ObjectExtent, read: &mut Option<Blocks>) -> Result<Vec<Effect>> {
+    let note = |data: &SparseData| {
+        if let Some(blocks) = read {
+            blocks.add(data);
+        }
+    };
+    copy_effects(point, extent, note).await
+}
+
+/// Whether what two points show in an object, in which nothing changed, is one and the same: read twice, it would be read from
+/// one place. A foreign source is taken at its word.
+async fn is_one_version(older: &Revision, newer: &Revision, object: ObjectNo) -> Result<bool> {
+    let (Some(from), Some(to)) = (&older.parent, &newer.parent) else { return Ok(false) };
+    let (Ancestor::Image(from), Ancestor::Image(to)) = (&from.ancestor, &to.ancestor) else {
+        return Ok(is_foreign(older) && is_foreign(newer));
+    };
+    let length = newer.overlap_in(object);
+    if older.overlap_in(object) != length {
+        return Ok(false);
+    }
+    let diff = Diff::between(Revision::clone(from), Revision::clone(to));
+    for part in newer.layout.image_extents(ObjectExtent { object, offset: 0, length }) {
+        for extent in to.layout.extents(part.offset, part.length) {
+            if !diff.is_one_version(extent.object).await? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// What changed in an object between two points: ranges of the object, ascending in neither order.
@@ -242,14 +294,27 @@ async fn source_changes(older: &Ancestor, newer: &Ancestor, part: ImageExtent) -
     }
 }
 
-/// The effects that make an object that is right for `older` right for `newer`.
-async fn changes(io: &Io, older: &Revision, newer: &Revision, object: ObjectNo) -> Result<Vec<Effect>> {
+/// The effects that make an object that is right for `older` right for `newer`. `read` has the blocks of the older one, where
+/// they are known, and then those of the newer.
+async fn changes(
+    io: &Io,
+    older: &Revision,
+    newer: &Revision,
+    object: ObjectNo,
+    read: &mut Option<Blocks>,
+) -> Result<Vec<Effect>> {
     let length = newer.overlap_in(object);
     let mut effects = vec![Effect::Create];
     let mut data: Vec<(u64, u64)> = Vec::new();
     for (start, end, state) in changed(older, newer, object).await? {
         match state {
-            ExtentState::Zero => effects.push(Effect::Zero { offset: start, length: end - start }),
+            ExtentState::Zero => {
+                effects.push(Effect::Zero { offset: start, length: end - start });
+                if let Some(blocks) = read {
+                    forget(blocks, newer, object, (start, end));
+                    data.extend(cut_blocks(start, end, length));
+                }
+            }
             ExtentState::Data => data.push(whole_blocks(start, end, length)),
         }
     }
@@ -264,9 +329,24 @@ async fn changes(io: &Io, older: &Revision, newer: &Revision, object: ObjectNo) 
     for (start, end) in joined {
         let extent = ObjectExtent { object, offset: start, length: end - start };
         effects.push(Effect::Zero { offset: start, length: end - start });
-        effects.extend(range_content(io, newer, extent).await?);
+        if let Some(blocks) = read {
+            forget(blocks, newer, object, (start, end));
+        }
+        effects.extend(range_content(io, newer, extent, read).await?);
     }
     Ok(effects)
+}
+
+/// Takes the blocks that a range of an object touches out of `blocks`.
+fn forget(blocks: &mut Blocks, revision: &Revision, object: ObjectNo, (start, end): (u64, u64)) {
+    let range = ObjectExtent { object, offset: start, length: end - start };
+    revision.layout.image_extents(range).for_each(|part| blocks.forget(part));
+}
+
+/// The blocks, below `length`, that a range of zeros begins or ends inside of: to know them, they must be read.
+fn cut_blocks(start: u64, end: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    let cut = |at: u64| (!at.is_multiple_of(SPARSE_BLOCK)).then(|| whole_blocks(at, at + 1, length));
+    [cut(start), cut(end)].into_iter().flatten().filter(|(from, to)| from < to)
 }
 
 /// A range of an object made to begin and end at blocks, so that it can be shared, but not past `length`.
@@ -275,7 +355,12 @@ fn whole_blocks(start: u64, end: u64, length: u64) -> (u64, u64) {
 }
 
 /// What a point shows in a part of an object, shared where possible.
-async fn range_content(io: &Io, point: &Revision, extent: ObjectExtent) -> Result<Vec<Effect>> {
+async fn range_content(
+    io: &Io,
+    point: &Revision,
+    extent: ObjectExtent,
+    read: &mut Option<Blocks>,
+) -> Result<Vec<Effect>> {
     if let Some(source) = point.parent.as_ref().and_then(|p| p.ancestor.image())
         && can_share(source, io.revision())
     {
@@ -283,8 +368,9 @@ async fn range_content(io: &Io, point: &Revision, extent: ObjectExtent) -> Resul
         // One that cuts the object would take what lies behind the range with it.
         let shared = share_effects(point.layout, extent, pieces);
         if let Some(effects) = shared.filter(|e| !e.iter().any(|e| matches!(e, Effect::Truncate(_)))) {
+            *read = None;
             return Ok(effects);
         }
     }
-    copy_effects(point, extent).await
+    copied(point, extent, read).await
 }

@@ -18,7 +18,7 @@ use crate::live_map::LiveMap;
 use crate::object_map::Loaded;
 use crate::peers::{check_pin, find_store};
 use crate::pool::Pool;
-use crate::revision::{Ancestor, ForeignPoint, Owners, Parent, Revision, source_point};
+use crate::revision::{Ancestor, ForeignPoint, Owners, Parent, Revision};
 
 /// How the header cuts the image into objects.
 ///
@@ -40,7 +40,7 @@ pub async fn open_revision(pool: &Pool, header: &Header, at: SnapId) -> Result<R
 }
 
 /// What an end of an import is filled from, at `snap` of the source: a snapshot's id, of a foreign source see
-/// [`source_point`]. It need not show through any more.
+/// [`crate::revision::source_point`]. It need not show through any more.
 ///
 /// # Errors
 /// As [`open_revision`]; `Invalid` (22) where the image is not the target of an import.
@@ -71,13 +71,7 @@ async fn open_foreign(
 ) -> Result<Ancestor> {
     let source = pool.peers.source(&record.source_spec, pin).await?;
     check_pin(&*source, pin)?;
-    let at = source_point(snap).ok_or_else(|| Error::corrupt("a snapshot of a source has no number"))?;
-    if let SourcePoint::Snapshot(n) = at
-        && n >= source.snapshots().len()
-    {
-        return Err(Error::not_found("a snapshot of the source of an import is gone").with("number", n + 1));
-    }
-    Ok(Ancestor::Foreign(ForeignPoint::new(source, at)))
+    ForeignPoint::new(source, SourcePoint::Head).at(snap).map(Ancestor::Foreign)
 }
 
 /// Where the image at the other end of a migration is, and its header object.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ferry_core::source::{BlockSource, SourcePoint};
-use ferry_core::{DeviceExtent, ExtentState, Result, SnapId, SparseData};
+use ferry_core::{DeviceExtent, Error, ExtentState, Result, SnapId, SparseData};
 
 use super::{Held, Piece, Revision};
 use crate::limits::SPARSE_BLOCK;
@@ -40,6 +40,21 @@ impl ForeignPoint {
     #[must_use]
     pub fn new(source: Arc<dyn BlockSource>, at: SourcePoint) -> Self {
         Self { source, at }
+    }
+
+    /// The same source, as it is open, at the point that an id in `snap_seqs` stands for.
+    ///
+    /// # Errors
+    /// `NotFound` (2) where it has no such snapshot; `Corrupt` for an id that is none.
+    pub fn at(&self, snap: SnapId) -> Result<Self> {
+        let at = source_point(snap).ok_or_else(|| Error::corrupt("a snapshot of a source has no number"))?;
+        if let SourcePoint::Snapshot(n) = at
+            && n >= self.source.snapshots().len()
+        {
+            let gone = Error::not_found("a snapshot of the source of an import is gone");
+            return Err(gone.with("number", n + 1));
+        }
+        Ok(Self { source: Arc::clone(&self.source), at })
     }
 
     /// Its size there. Bytes.

@@ -8,6 +8,7 @@ use ferry_image::progress::Progress;
 use ferry_image::revision::Ancestor;
 
 use super::Import;
+use crate::digests::Keeper;
 use crate::execute::{Copied, Pace, begin, candidates_of, copy_objects, finish, tidy};
 
 /// How much of a source is asked at once where its data is. Bytes.
@@ -43,7 +44,9 @@ pub async fn execute_import(
         None => candidates(import, device, pace).await?,
     };
     let cursor = import.target.intent().map_or(0, |i| i.cursor);
-    let copied = copy_objects(&mut [&mut import.target], device, objects, cursor, pace, progress).await?;
+    let keeper = Keeper::open(&import.target).await?;
+    let copied =
+        copy_objects(&mut [&mut import.target], keeper, device, objects, cursor, pace, progress).await?;
     finish(None, &mut import.target, device).await?;
     Ok(copied)
 }

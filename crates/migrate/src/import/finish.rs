@@ -38,7 +38,7 @@ use crate::verify::Verification;
 /// See the module. Killed, the same call finishes.
 pub async fn commit_import(
     mut import: Import,
-    options: CommitOptions,
+    options: CommitOptions<'_>,
     progress: Progress<'_>,
 ) -> Result<Receipt> {
     let verification =
@@ -89,7 +89,7 @@ async fn set_committing(import: &mut Import) -> Result<()> {
 /// Refuses what must not be committed.
 async fn check_commit(
     import: &Import,
-    options: CommitOptions,
+    options: CommitOptions<'_>,
     progress: Progress<'_>,
 ) -> Result<Option<Verification>> {
     match import.state() {
@@ -108,7 +108,8 @@ async fn check_commit(
     if options.unverified {
         return Ok(None);
     }
-    let verification = verify_import(import, &mut |done, total| progress(done, total + 1)).await?;
+    let verification =
+        verify_import(import, options.comparing, &mut |done, total| progress(done, total + 1)).await?;
     if let Some(point) = verification.points.iter().find(|p| p.first_difference.is_some()) {
         let snap = point.snap.as_deref().unwrap_or("HEAD");
         return Err(Error::corrupt("source and target differ: nothing was committed")

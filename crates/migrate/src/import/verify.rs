@@ -2,20 +2,20 @@
 
 use ferry_core::{Error, Result, SnapId};
 use ferry_image::encoding::MigrationState;
-use ferry_image::io::open_origin;
+use ferry_image::io::{layout_of, open_origin};
+use ferry_image::layout::{Layout, ObjectNo};
 use ferry_image::progress::Progress;
 use ferry_image::revision::Ancestor;
 
 use super::{Import, header_of};
 use crate::children::as_image;
-use crate::execute::allocated;
-use crate::verify::{STEP, Verification, compare, steps_of};
+use crate::execute::{allocated, overlapping, tidy};
+use crate::verify::{Comparing, Verification, compare, kept};
 
 /// How much of a source is asked at once where its data is. Bytes.
 const ASKED_AT_ONCE: u64 = 1 << 30;
 
-/// Compares source and target of an import that has been executed, byte by byte. Snapshots taken or removed since prepare are
-/// left out.
+/// Compares source and target of an import that has been executed. Snapshots taken or removed since prepare are left out.
 ///
 /// # Errors
 /// `Invalid` (22) in another state; `Unsupported` where another program prepared it; `Conflict` (125) where the source is not
@@ -23,7 +23,11 @@ const ASKED_AT_ONCE: u64 = 1 << 30;
 ///
 /// # Cancel safety
 /// Nothing is changed.
-pub async fn verify_import(import: &Import, progress: Progress<'_>) -> Result<Verification> {
+pub async fn verify_import(
+    import: &Import,
+    how: Comparing<'_>,
+    progress: Progress<'_>,
+) -> Result<Verification> {
     if import.state() != MigrationState::Executed {
         return Err(Error::invalid("current migration state is another").with("state", import.state()));
     }
@@ -37,52 +41,63 @@ pub async fn verify_import(import: &Import, progress: Progress<'_>) -> Result<Ve
         }
     }
     points.push((None, header.source_head(), base.snap));
-    let of_target = match allocated(&import.target, &header).await? {
-        Some(objects) => Some(steps_of(&import.target, &objects)?),
-        None => None,
-    };
-    let of_source = match (import.source_image().await?, &of_target) {
-        (Some(end), Some(_)) => {
-            let source = end.need_header()?;
-            let is_whole = source.parent_spec().is_none();
-            let objects = if is_whole { allocated(&end, source).await? } else { None };
-            objects.map(|objects| steps_of(&end, &objects)).transpose()?
-        }
-        (None, _) => Some(Vec::new()),
-        (Some(_), None) => None,
-    };
+    let layout = layout_of(&header)?;
+    let of_ends = objects(import, layout).await?;
+    let kept = kept(&import.target, how.against).await?;
     let total = points.len() as u64;
     let mut verification = Verification::default();
+    // A foreign source is opened, and so is known to be what it was, also where nothing of it is read.
+    let newest = open_origin(&import.target.pool, &header, header.source_head()).await?;
     for (snap, from, to) in points {
-        let source = open_origin(&import.target.pool, &header, from).await?;
-        let ranges = match (&of_target, &of_source) {
-            (Some(a), Some(b)) => {
-                let mut all: Vec<u64> = a.iter().chain(b).copied().collect();
-                all.extend(steps_with_data(&source).await?);
-                all.sort_unstable();
-                all.dedup();
+        let source = match &newest {
+            Ancestor::Foreign(open) => Ancestor::Foreign(open.at(from)?),
+            Ancestor::Image(_) => open_origin(&import.target.pool, &header, from).await?,
+        };
+        let objects = match &of_ends {
+            Some(objects) => {
+                let mut all = objects.clone();
+                all.extend(with_data(&source, layout).await?);
+                tidy(&mut all);
                 Some(all)
             }
-            _ => None,
+            None => None,
         };
         let there = target.revision_at(to).await?;
-        verification.points.push(compare(snap, &source, &there, ranges.as_deref()).await?);
+        let row = kept.row(to).await?;
+        verification.points.push(compare(snap, (source, there, row), objects.as_deref(), how.threads).await?);
         progress(verification.points.len() as u64, total);
     }
     Ok(verification)
 }
 
-/// Numbers of the steps in which a foreign source has something at a point.
-async fn steps_with_data(source: &Ancestor) -> Result<Vec<u64>> {
+/// The objects of the target in which it, or an image that is imported, may have something; `None` for all.
+async fn objects(import: &Import, layout: Layout) -> Result<Option<Vec<ObjectNo>>> {
+    let header = header_of(&import.target)?;
+    let Some(mut all) = allocated(&import.target, &header).await? else { return Ok(None) };
+    if let Some(end) = import.source_image().await? {
+        let source = end.need_header()?;
+        let is_whole = source.parent_spec().is_none();
+        let of_source = if is_whole { allocated(&end, source).await? } else { None };
+        let Some(of_source) = of_source else { return Ok(None) };
+        let from = layout_of(source)?;
+        all.extend(of_source.into_iter().flat_map(|object| overlapping(from, object, layout)));
+        tidy(&mut all);
+    }
+    Ok(Some(all))
+}
+
+/// The objects in which a foreign source has something at a point.
+async fn with_data(source: &Ancestor, layout: Layout) -> Result<Vec<ObjectNo>> {
     let Ancestor::Foreign(point) = source else { return Ok(Vec::new()) };
-    let mut steps = Vec::new();
+    let mut objects = Vec::new();
     let mut offset = 0;
     while offset < point.size() {
         let length = ASKED_AT_ONCE.min(point.size() - offset);
         for data in point.data_in(offset, length).await? {
-            steps.extend(data.offset / STEP..=(data.offset + data.length - 1) / STEP);
+            objects.extend(layout.extents(data.offset, data.length).map(|e| e.object));
         }
+        tidy(&mut objects);
         offset += length;
     }
-    Ok(steps)
+    Ok(objects)
 }

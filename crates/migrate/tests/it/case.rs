@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use ferry_core::testing::{MemSource, MemStore, TestRng, test_env};
 use ferry_core::{
-    BlockDevice, BlockSource, Capabilities, Env, Error, Layered, Namespace, Reply, Result, SnapId, Store,
+    BlockDevice, BlockSource, Capabilities, Env, Error, Layered, Namespace, ReadOp, Reply, Result, SnapId,
+    Store,
 };
 use ferry_image::clone::{self, CloneFormat};
 use ferry_image::create::{CreateOptions, create};
@@ -22,7 +23,7 @@ use ferry_image::progress::silent;
 use ferry_image::resize::{Shrinking, resize};
 use ferry_image::testing::LateStore;
 use ferry_image::{remove, snapshot, trash};
-use ferry_migrate::PrepareOptions;
+use ferry_migrate::{Against, Comparing, PointReport, PrepareOptions, Verification};
 
 use crate::fault::{FaultStore, Faults};
 
@@ -54,6 +55,9 @@ impl Peers for Both {
         Reply::ready(found.and_then(|source| check_pin(&*source, pin).map(|()| source)))
     }
 }
+
+/// Reads both ends.
+pub(crate) const REREAD: Comparing<'static> = Comparing { against: Against::Source, threads: None };
 
 /// What names the foreign source.
 pub(crate) const SPEC: &str = "{\"type\":\"memory\"}";
@@ -97,14 +101,53 @@ pub(crate) struct Case {
 pub(crate) struct Tally {
     pub(crate) deaths: AtomicU64,
     pub(crate) digest: AtomicU64,
+    /// Bytes that were verified, and of them those of which the source was not read again.
+    pub(crate) verified: AtomicU64,
+    pub(crate) by_digests: AtomicU64,
 }
 
 impl Tally {
+    /// Takes a verification into account.
+    pub(crate) fn add_verified(&self, verification: &Verification) {
+        let sum = |of: fn(&PointReport) -> u64| verification.points.iter().map(of).sum::<u64>();
+        self.verified.fetch_add(sum(|p| p.data_bytes), Ordering::Relaxed);
+        self.by_digests.fetch_add(sum(|p| p.digest_bytes), Ordering::Relaxed);
+    }
+
     /// Takes something into account.
     pub(crate) fn add(&self, deaths: u64, what: u64) {
         self.deaths.fetch_add(deaths, Ordering::Relaxed);
         let mixed = (self.digest.load(Ordering::Relaxed) ^ what).wrapping_mul(0x0100_0000_01B3);
         self.digest.store(mixed, Ordering::Relaxed);
+    }
+}
+
+impl Tally {
+    /// Takes another into account.
+    pub(crate) fn add_all(&self, other: Self) {
+        self.add(other.deaths.into_inner(), other.digest.into_inner());
+        self.verified.fetch_add(other.verified.into_inner(), Ordering::Relaxed);
+        self.by_digests.fetch_add(other.by_digests.into_inner(), Ordering::Relaxed);
+    }
+
+    /// How much of what was verified the source was not read again for.
+    pub(crate) fn share_by_digests(&self) -> f64 {
+        let number = |of: &AtomicU64| f64::from(u32::try_from(of.load(Ordering::Relaxed) >> 12).unwrap());
+        number(&self.by_digests) / number(&self.verified).max(1.0)
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        write!(
+            f,
+            "{} deaths, digest {:016x}, {:.2} of {} bytes verified by digests",
+            number(&self.deaths),
+            number(&self.digest),
+            self.share_by_digests(),
+            number(&self.verified)
+        )
     }
 }
 
@@ -374,6 +417,25 @@ impl Case {
                 snap.name
             );
         }
+        Ok(())
+    }
+
+    /// Compares what a verification says that relied on digests with one that read both ends.
+    pub(crate) fn check_verified(&self, kept: &Verification, read: &Verification) {
+        let seed = self.seed;
+        assert!(kept.is_equal() && read.is_equal(), "seed {seed}: {kept:?} {read:?}");
+        assert!(read.points.iter().all(|p| p.digest_bytes == 0), "seed {seed}: {read:?}");
+        let as_read = |p: &PointReport| PointReport { digest_bytes: 0, ..p.clone() };
+        let as_read: Vec<_> = kept.points.iter().map(as_read).collect();
+        assert_eq!(as_read, read.points, "seed {seed}");
+        self.tally.add_verified(kept);
+    }
+
+    /// Of the digests nothing is left in an image that is committed.
+    pub(crate) async fn check_plain(&self, image: &Image) -> Result<()> {
+        assert!(image.header.migration.is_none() && image.header.intent.is_none(), "seed {}", self.seed);
+        let header = image.pool.store.read(&image.header_object(), SnapId::HEAD, ReadOp::stat()).await?;
+        assert_eq!(header.size, 0, "seed {}: bytes in the header", self.seed);
         Ok(())
     }
 

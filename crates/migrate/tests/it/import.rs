@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_core::testing::MemSource;
 use ferry_core::testing::mem_source::Knowledge;
-use ferry_core::{BlockDevice, Error, ErrorKind, Result};
+use ferry_core::{BlockDevice, Effect, Error, ErrorKind, ReadOp, Result, SnapId, WriteOp};
 use ferry_image::create::CreateOptions;
 use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
@@ -15,11 +15,11 @@ use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::snapshot;
 use ferry_migrate::{
-    AbortOptions, CommitOptions, Control, Finding, Import, ImportFrom, ImportOptions, abort_import,
-    commit_import, execute_import, import_losses, prepare_import, verify_import,
+    AbortOptions, CommitOptions, Comparing, Control, Finding, Import, ImportFrom, ImportOptions,
+    abort_import, commit_import, execute_import, import_losses, prepare_import, verify_import,
 };
 
-use crate::case::{Case, SIZE_MAX, SPEC, Shadow, layout, zeros};
+use crate::case::{Case, REREAD, SIZE_MAX, SPEC, Shadow, Tally, layout, zeros};
 use crate::steps::DEATHS_MAX;
 
 /// What is imported.
@@ -47,10 +47,11 @@ struct Plan {
 }
 
 impl Case {
-    pub(crate) async fn import(mut self, from: From) {
+    pub(crate) async fn import(mut self, from: From) -> Tally {
         if let Err(e) = self.import_all(from).await {
             panic!("seed {}: {}", self.seed, e.chain());
         }
+        self.tally
     }
 
     async fn import_all(&mut self, from: From) -> Result<()> {
@@ -71,8 +72,10 @@ impl Case {
         self.import_to_the_end(&plan, Verb::Execute).await?;
         self.check("executed", &target, &now).await?;
         let pool = self.pool(&target).await;
-        let verification = verify_import(&Import::find(&pool, target.name).await?, &mut silent).await?;
-        assert!(verification.is_equal(), "seed {}: {verification:?}", self.seed);
+        let import = Import::find(&pool, target.name).await?;
+        let kept = verify_import(&import, Comparing::default(), &mut silent).await?;
+        let read = verify_import(&import, REREAD, &mut silent).await?;
+        self.check_verified(&kept, &read);
         self.use_target(&mut now, &mut lost, false).await?;
         if aborts {
             return self.abort_and_look(&plan, &shadow, &now).await;
@@ -83,7 +86,7 @@ impl Case {
         self.check("committed", &target, &now).await?;
         let pool = self.pool(&target).await;
         let image = Image::open(&pool, target.name, Opening::ReadOnly).await?;
-        assert!(image.header.migration.is_none() && image.header.intent.is_none(), "seed {}", self.seed);
+        self.check_plain(&image).await?;
         self.check_source(&plan).await?;
         self.remove_image(&pool, target.name).await?;
         self.tear_down_import(&plan).await
@@ -244,7 +247,7 @@ impl Case {
                     Finding::Plain if again => return Ok(()),
                     other => panic!("seed {}: {other:?}", self.seed),
                 };
-                let options = CommitOptions { force: true, unverified: false };
+                let options = CommitOptions { force: true, ..CommitOptions::default() };
                 commit_import(import, options, &mut silent).await.map(drop)
             }
             Verb::Abort => {
@@ -322,7 +325,7 @@ impl Case {
         source.set_changed(true);
         let pool = self.pool(&target).await;
         let import = Import::find(&pool, target.name).await.unwrap();
-        let options = CommitOptions { force: false, unverified: false };
+        let options = CommitOptions::default();
         let refused = commit_import(import, options, &mut silent).await.map(drop).map_err(|e| e.kind());
         assert_eq!(refused, Err(ErrorKind::Conflict), "seed {seed}");
         source.set_changed(false);
@@ -340,7 +343,7 @@ impl Case {
         self.execute_import_in(&pool, self.target.name).await.unwrap();
         let flipped = faults.flipped.load(std::sync::atomic::Ordering::Relaxed);
         let import = Import::find(&pool, self.target.name).await.unwrap();
-        let options = CommitOptions { force: true, unverified: false };
+        let options = CommitOptions { force: true, ..CommitOptions::default() };
         let committed = commit_import(import, options, &mut silent).await;
         let wanted = if flipped { Err(ErrorKind::Corrupt) } else { Ok(()) };
         assert_eq!(committed.map(drop).map_err(|e| e.kind()), wanted, "seed {}", self.seed);
@@ -429,5 +432,45 @@ impl Case {
         assert!(t.read_bytes(0, size as u64).await.unwrap() == at_t);
         assert_eq!(aside(self.names().await), 0);
         self.import_to_the_end(&plan, Verb::Commit).await.unwrap();
+    }
+
+    /// A source that was copied, with all its history, is not read again to be verified and committed; what was not copied by an
+    /// execute, or of which the digest is not there, is.
+    pub(crate) async fn verified_by_digests(mut self) -> bool {
+        let (plan, _) = self.set_up_import(From::Foreign).await.unwrap();
+        let source = self.foreign.clone().unwrap();
+        self.import_to_the_end(&plan, Verb::Prepare).await.unwrap();
+        let (seed, pool) = (self.seed, self.pool(&self.target.clone()).await);
+        self.execute_import_in(&pool, self.target.name).await.unwrap();
+        let import = Import::find(&pool, self.target.name).await.unwrap();
+        let unit = plan.options.layout.stripe_unit.unwrap();
+        let is_whole = plan.options.layout.stripe_count == Some(1) || unit.is_multiple_of(4096);
+
+        let before = source.bytes_read();
+        let kept = verify_import(&import, Comparing::default(), &mut silent).await.unwrap();
+        let read = source.bytes_read() - before;
+        let by_digests = kept.points.iter().all(|p| p.digest_bytes == p.data_bytes);
+        assert!(kept.is_equal() && (!is_whole || (by_digests && read == 0)), "seed {seed}: {read} {kept:?}");
+
+        // Other numbers, as if the table were that of another target, refuse nothing: both ends are read.
+        let image = Image::open(&pool, self.target.name, Opening::ReadOnly).await.unwrap();
+        let (header, store) = (image.header_object(), &pool.store);
+        let size = store.read(&header, SnapId::HEAD, ReadOp::stat()).await.unwrap().size;
+        assert_eq!(size > 4096, is_whole && source.bytes_read() > 0, "seed {seed}: {size}");
+        if size > 4096 {
+            let (place, data) = (4096 + self.below((size - 4096) / 16) * 16, Bytes::from(vec![7; 16]));
+            let wrong = WriteOp::new().effect(Effect::Write { offset: place, data });
+            store.write(&header, wrong).await.unwrap();
+            let read = verify_import(&import, Comparing::default(), &mut silent).await.unwrap();
+            assert!(read.is_equal(), "seed {seed}: {read:?}");
+            let data = Bytes::from(vec![7; 4096]);
+            let wrong = WriteOp::new().effect(Effect::Write { offset: 0, data });
+            store.write(&header, wrong).await.unwrap();
+            let read = verify_import(&import, Comparing::default(), &mut silent).await.unwrap();
+            let none = read.points.iter().all(|p| p.digest_bytes == 0);
+            assert!(read.is_equal() && none, "seed {seed}: {read:?}");
+        }
+        self.import_to_the_end(&plan, Verb::Commit).await.unwrap();
+        is_whole && kept.points.iter().any(|p| p.digest_bytes > 0)
     }
 }

@@ -13,7 +13,7 @@ use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
-use ferry_migrate::{Control, Ends, PrepareOptions, execute, prepare, verify};
+use ferry_migrate::{Comparing, Control, Ends, PrepareOptions, execute, prepare, verify};
 use futures_executor::block_on;
 use futures_util::future::abortable;
 
@@ -97,6 +97,6 @@ fn both_the_copy_and_a_writer_in_another_process_get_on() {
     });
     block_on(async {
         let ends = Ends::find(&ends.target.pool, "a").await.unwrap();
-        assert!(verify(&ends, &mut silent).await.unwrap().is_equal());
+        assert!(verify(&ends, Comparing::default(), &mut silent).await.unwrap().is_equal());
     });
 }

@@ -12,7 +12,7 @@ use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::resize::{Shrinking, resize};
 use ferry_image::snapshot;
-use ferry_migrate::{Control, Ends, PrepareOptions, execute, prepare, verify};
+use ferry_migrate::{Comparing, Control, Ends, PrepareOptions, execute, prepare, verify};
 use futures_executor::block_on;
 
 /// Bytes of an image: one object.
@@ -55,7 +55,7 @@ fn a_write_to_what_was_cut_and_grown_again_leaves_the_point_of_prepare_as_it_was
         assert!(target.read(0, SIZE).await.unwrap() == wanted);
         target.close().await.unwrap();
         let ends = Ends::find(&pool, "b").await.unwrap();
-        let verification = verify(&ends, &mut silent).await.unwrap();
+        let verification = verify(&ends, Comparing::default(), &mut silent).await.unwrap();
         assert!(verification.is_equal(), "{verification:?}");
     }));
 }

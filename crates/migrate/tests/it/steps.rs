@@ -10,11 +10,11 @@ use ferry_image::image::Image;
 use ferry_image::progress::silent;
 use ferry_image::snapshot;
 use ferry_migrate::{
-    AbortOptions, CommitOptions, Control, Ends, abort, commit, execute, losses, prepare, verify,
+    AbortOptions, CommitOptions, Comparing, Control, Ends, abort, commit, execute, losses, prepare, verify,
 };
 use futures_util::future::{Either, join, select};
 
-use crate::case::{Case, Shadow, Spot, Tally, lasting, snap_ids};
+use crate::case::{Case, REREAD, Shadow, Spot, Tally, lasting, snap_ids};
 use crate::fault::Faults;
 
 /// Changes within which a death comes: the last is more than any verb needs here, so that some live on.
@@ -54,13 +54,13 @@ impl Case {
         self.use_target(&mut now, &mut lost, keeps_all).await?;
         let early = self.below(3) == 0;
         if aborts && early {
-            return self.abort(&before, &shadow, now, lost).await;
+            return Box::pin(self.abort(&before, &shadow, now, lost)).await;
         }
         let is_executed =
             self.below(2) == 0 && Box::pin(self.copy_beside_clients(&mut now, &mut lost, keeps_all)).await?;
         if !is_executed {
             if aborts && self.below(2) == 0 {
-                return self.abort(&before, &shadow, now, lost).await;
+                return Box::pin(self.abort(&before, &shadow, now, lost)).await;
             }
             self.stop_half_way(&mut now, &mut lost, keeps_all).await?;
         }
@@ -69,18 +69,19 @@ impl Case {
         self.check_child("executed").await?;
         let pool = self.pool(&target).await;
         let ends = Ends::find(&pool, target.name).await?;
-        let verification = verify(&ends, &mut silent).await?;
-        assert!(verification.is_equal(), "seed {}: {verification:?}", self.seed);
+        let kept = verify(&ends, Comparing::default(), &mut silent).await?;
+        let read = verify(&ends, REREAD, &mut silent).await?;
+        self.check_verified(&kept, &read);
         self.use_target(&mut now, &mut lost, keeps_all).await?;
         if aborts {
-            return self.abort(&before, &shadow, now, lost).await;
+            return Box::pin(self.abort(&before, &shadow, now, lost)).await;
         }
         self.to_the_end(Verb::Commit).await?;
         self.check("committed", &target, &now).await?;
         self.check_child("committed").await?;
         let pool = self.pool(&target).await;
         let image = Image::open(&pool, target.name, Opening::ReadOnly).await?;
-        assert!(image.header.migration.is_none() && image.header.intent.is_none(), "seed {}", self.seed);
+        self.check_plain(&image).await?;
         self.tear_down(&target).await
     }
 
@@ -325,7 +326,7 @@ impl Case {
             }
             Verb::Commit => {
                 let Some(ends) = find().await? else { return Ok(()) };
-                let options = CommitOptions { force: true, unverified: false };
+                let options = CommitOptions { force: true, ..CommitOptions::default() };
                 commit(ends, options, &mut silent).await.map(drop)
             }
             Verb::Abort => {
@@ -347,7 +348,8 @@ impl Case {
         self.execute_in(&pool, self.target.name).await.unwrap();
         let flipped = faults.flipped.load(Ordering::Relaxed);
         let ends = Ends::find(&pool, self.target.name).await.unwrap();
-        let committed = commit(ends, CommitOptions { force: true, unverified: false }, &mut silent).await;
+        let committed =
+            commit(ends, CommitOptions { force: true, ..CommitOptions::default() }, &mut silent).await;
         let kind = committed.map(drop).map_err(|e| e.kind());
         let wanted = if flipped { Err(ErrorKind::Corrupt) } else { Ok(()) };
         assert_eq!(kind, wanted, "seed {}", self.seed);

@@ -16,10 +16,11 @@ use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_migrate::{
-    AbortOptions, CommitOptions, End, Ends, PrepareOptions, Prepared, Striping, Verification,
+    AbortOptions, Against, CommitOptions, Comparing, End, Ends, PrepareOptions, Prepared, Striping,
+    Verification,
 };
 
-use super::pace::Throttle;
+use super::pace::{Beside, Throttle};
 use super::switch::PAUSE_MAX;
 use super::{Run, Serving, failed};
 use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progress, Response, Streams};
@@ -49,9 +50,12 @@ impl Run<'_> {
                 }
                 self.migration_execute(&image).await?;
             }
-            MigrationCommand::Verify { image } => return self.migration_verify(&image).await,
+            MigrationCommand::Verify { image, reread } => {
+                let against = if reread { Against::Source } else { Against::Kept };
+                return self.migration_verify(&image, against).await;
+            }
             MigrationCommand::Commit { image, force, unverified } => {
-                self.migration_commit(&image, CommitOptions { force, unverified }).await?;
+                self.migration_commit(&image, force, unverified).await?;
             }
             MigrationCommand::Abort { image, accept_loss, pause_limit_ms } => {
                 let limit = pause_limit(pause_limit_ms);
@@ -178,7 +182,7 @@ impl Run<'_> {
         Pool { store: lasting.unwrap_or_else(|| Arc::clone(&pool.store)), ..pool.clone() }
     }
 
-    async fn migration_verify(&self, image: &ImageSpec) -> Done<Response> {
+    async fn migration_verify(&self, image: &ImageSpec, against: Against) -> Done<Response> {
         let rbd = "rbd: verifying migration failed";
         let what = format!("cannot verify the migration of {image}");
         let moved = self.moved(image, &what, rbd).await?;
@@ -186,7 +190,9 @@ impl Run<'_> {
             return Err(wrong_state(moved.state(), &what, rbd, "executed"));
         }
         let step = Progress::start(self.events, "Verify image migration");
-        let verification = moved.verify(&mut |d, t| step.at(d, t)).await;
+        let threads = Beside(self.host.runtime().map_err(failed(&what, rbd))?.clone());
+        let how = Comparing { against, threads: Some(&threads) };
+        let verification = moved.verify(how, &mut |d, t| step.at(d, t)).await;
         let verification = verification.map_err(failed(&what, rbd))?;
         step.done();
         if !verification.is_equal() {
@@ -198,9 +204,12 @@ impl Run<'_> {
         Ok(Response::Value(table(&verification)))
     }
 
-    async fn migration_commit(&self, image: &ImageSpec, options: CommitOptions) -> Done<()> {
+    async fn migration_commit(&self, image: &ImageSpec, force: bool, unverified: bool) -> Done<()> {
         let rbd = "rbd: committing migration failed";
         let what = format!("cannot commit the migration of {image}");
+        let threads = Beside(self.host.runtime().map_err(failed(&what, rbd))?.clone());
+        let comparing = Comparing { threads: Some(&threads), ..Comparing::default() };
+        let options = CommitOptions { force, unverified, comparing };
         let moved = self.moved(image, &what, rbd).await?;
         let clones =
             if options.force { moved.clones().await.map_err(failed(&what, rbd))? } else { Vec::new() };
@@ -399,9 +408,14 @@ fn table(verification: &Verification) -> String {
                 None => "equal".to_owned(),
                 Some(at) => format!("differs from byte {at}"),
             };
+            let how = match point.digest_bytes {
+                0 => "both ends read".to_owned(),
+                all if all == point.data_bytes => "by digests kept while copying".to_owned(),
+                some => format!("{some} by digests kept while copying, the rest of both ends read"),
+            };
             format!(
-                "{name}  {} bytes, {} of data  crc32c {:08x}  {verdict}",
-                point.size, point.data_bytes, point.source_digest
+                "{name}  {} bytes, {} of data  {:032x}  {verdict}  ({how})",
+                point.size, point.data_bytes, point.source_digest.0
             )
         })
         .collect();

@@ -1,10 +1,11 @@
-//! The pace of a copy in the background: as fast as the limits of its command say now.
+//! The pace of a copy in the background: as fast as the limits of its command say now; and the threads a comparison has.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ferry_core::{Env, Reply};
-use ferry_migrate::Pace;
+use ferry_migrate::{Pace, Threads};
+use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::cancel::Cancel;
@@ -74,5 +75,16 @@ impl Pace for Throttle {
 
     fn objects_in_flight(&self) -> usize {
         self.cancel.limits().in_flight().unwrap_or(IN_FLIGHT)
+    }
+}
+
+/// Threads for work that ends by itself, but those that serve clients: stores may answer late.
+#[derive(Debug)]
+pub(super) struct Beside(pub(super) Handle);
+
+impl Threads for Beside {
+    fn start(&self, work: BoxFuture<'static, ()>) {
+        // Where the threads end, the work ends with them, and who waits for it hears of that.
+        drop(self.0.spawn_blocking(move || futures_executor::block_on(work)));
     }
 }

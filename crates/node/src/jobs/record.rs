@@ -129,7 +129,9 @@ impl Command {
             Self::Migration(MigrationCommand::Execute { image, .. }) => {
                 Some(format!("migration execute {image}"))
             }
-            Self::Migration(MigrationCommand::Verify { image }) => Some(format!("migration verify {image}")),
+            Self::Migration(MigrationCommand::Verify { image, .. }) => {
+                Some(format!("migration verify {image}"))
+            }
             Self::Migration(MigrationCommand::Commit { image, .. }) => {
                 Some(format!("migration commit {image}"))
             }

@@ -93,6 +93,8 @@ pub enum MigrationCommand {
     Verify {
         /// The target, or the source by its old name.
         image: ImageSpec,
+        /// Reading the source again, whatever digests were kept of it.
+        reread: bool,
     },
     /// Keep the target and remove the source.
     Commit {
@@ -122,7 +124,7 @@ impl MigrationCommand {
             Self::Prepare { source: image, .. }
             | Self::Import { target: image, .. }
             | Self::Execute { image, .. }
-            | Self::Verify { image }
+            | Self::Verify { image, .. }
             | Self::Commit { image, .. }
             | Self::Abort { image, .. } => image,
         }

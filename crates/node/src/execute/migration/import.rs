@@ -94,7 +94,7 @@ impl Run<'_> {
         }
         let moved = self.moved(target, &what, rbd).await?;
         let spec = moved.spec().to_owned();
-        let options = CommitOptions { force: true, unverified: true };
+        let options = CommitOptions { force: true, unverified: true, ..CommitOptions::default() };
         moved.commit(options, &mut silent).await.map_err(failed(&what, rbd))?;
         self.forget_secrets_of(&spec)
     }

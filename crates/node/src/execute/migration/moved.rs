@@ -5,8 +5,8 @@ use ferry_image::device::ImageDevice;
 use ferry_image::encoding::MigrationState;
 use ferry_image::progress::Progress;
 use ferry_migrate::{
-    CommitOptions, Copied, End, Ends, Finding, Import, Pace, Receipt, Verification, commit, commit_import,
-    execute, execute_import, verify, verify_import,
+    CommitOptions, Comparing, Copied, End, Ends, Finding, Import, Pace, Receipt, Verification, commit,
+    commit_import, execute, execute_import, verify, verify_import,
 };
 
 use crate::api::{Done, Failure};
@@ -89,10 +89,10 @@ impl Moved {
         }
     }
 
-    pub(super) async fn verify(&self, progress: Progress<'_>) -> Result<Verification> {
+    pub(super) async fn verify(&self, how: Comparing<'_>, progress: Progress<'_>) -> Result<Verification> {
         match self {
-            Self::Image(ends) => verify(ends, progress).await,
-            Self::Import(import) => verify_import(import, progress).await,
+            Self::Image(ends) => verify(ends, how, progress).await,
+            Self::Import(import) => verify_import(import, how, progress).await,
         }
     }
 
@@ -104,7 +104,7 @@ impl Moved {
         }
     }
 
-    pub(super) async fn commit(self, options: CommitOptions, progress: Progress<'_>) -> Result<Receipt> {
+    pub(super) async fn commit(self, options: CommitOptions<'_>, progress: Progress<'_>) -> Result<Receipt> {
         match self {
             Self::Image(ends) => commit(*ends, options, progress).await,
             Self::Import(import) => commit_import(*import, options, progress).await,

@@ -36,8 +36,10 @@ fn as_json(uuid: &str, receipt: &Receipt) -> Value {
                 "snapshot": p.snap,
                 "size": p.size,
                 "data_bytes": p.data_bytes,
-                "crc32c_source": format!("{:08x}", p.source_digest),
-                "crc32c_target": format!("{:08x}", p.target_digest),
+                "compared_with_kept_digests": p.digest_bytes,
+                "compared_by_reading_both_ends": p.data_bytes - p.digest_bytes,
+                "digest_source": format!("{:032x}", p.source_digest.0),
+                "digest_target": format!("{:032x}", p.target_digest.0),
                 "equal": p.first_difference.is_none(),
             })
         });
