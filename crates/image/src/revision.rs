@@ -116,7 +116,7 @@ impl SingleExtent {
         let ObjectExtent { object, offset, length } = self.0;
         let mut data = match reply {
             Ok(reply) => reply.data,
-            Err(e) if e.kind() == ErrorKind::NotFound => SparseData::default(),
+            Err(e) if is_missing(&e) => SparseData::default(),
             Err(e) => return Err(e.with("image_object", object.0)),
         };
         match &mut data.extents[..] {
@@ -124,6 +124,12 @@ impl SingleExtent {
             _ => Ok(Bytes::from(data.to_vec(offset, length))),
         }
     }
+}
+
+/// Whether an error of the store says that an object is not there. That its pool is not there says nothing about the object:
+/// as a hole, all of it would read as zeros.
+pub(crate) fn is_missing(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound && error.fact("pool").is_none()
 }
 
 impl Revision {
@@ -292,7 +298,7 @@ impl Revision {
         match self.store.read(&self.object_id(object), self.snap, op).await {
             Ok(reply) if self.is_target && history::hides(&reply, self.snap)? => Ok(None),
             Ok(reply) => Ok(Some(reply)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) if is_missing(&e) => Ok(None),
             Err(e) => Err(e.with("image_object", object.0)),
         }
     }

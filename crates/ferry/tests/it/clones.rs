@@ -27,9 +27,9 @@ fn a_clone_reads_its_parent_until_it_is_flattened() {
     home.ok("export c before");
     home.ok("flatten c");
     home.ok("export c after");
-    let disk = std::fs::read(home.path("disk")).unwrap();
-    assert_eq!(std::fs::read(home.path("before")).unwrap(), disk);
-    assert_eq!(std::fs::read(home.path("after")).unwrap(), disk);
+    let disk = fs::read(home.path("disk")).unwrap();
+    assert_eq!(fs::read(home.path("before")).unwrap(), disk);
+    assert_eq!(fs::read(home.path("after")).unwrap(), disk);
     assert_eq!(home.ok("children a@s"), "");
     assert_eq!(
         home.rbd_fails("flatten c"),
@@ -65,7 +65,7 @@ fn a_removed_snapshot_with_a_clone_waits_in_the_trash() {
     let all = home.ok("snap ls a --all");
     assert!(all.contains("trash (s)"), "{all}");
     home.ok("export c out");
-    assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("disk")).unwrap());
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
     let kept = "rbd: image has snapshots with linked clones - these must be deleted or flattened before the image can be removed.\n";
     assert_eq!(home.rbd_fails("rm a"), (39, kept.to_owned()));
     home.ok("rm c");
@@ -81,7 +81,7 @@ fn removal_by_force_makes_clones_independent_first() {
     assert_eq!(home.ok("snap ls a --all"), "");
     assert!(!home.ok("info c").contains("parent:"));
     home.ok("export c out");
-    assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("disk")).unwrap());
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_clone_stays_in_the_store_of_its_parent() {
     assert!(err.contains("`ferry deep cp rbd/a@s far/c` makes a full copy there"), "{err}");
     home.ok("deep cp rbd/a@s far/c");
     home.ok("export far/c out");
-    assert_eq!(std::fs::read(home.path("out")).unwrap(), std::fs::read(home.path("disk")).unwrap());
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
 }
 
 #[test]

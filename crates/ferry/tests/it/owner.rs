@@ -143,6 +143,21 @@ fn pools_lie_in_the_home_or_elsewhere() {
     assert_eq!(home.fails("pool rm two").0, 39);
     home.ok("rm two/b");
     home.ok("pool rm two");
+    promised(
+        "A pool that holds an image, in its trash or in a namespace too, or the data of one, is not removed.",
+    );
+    home.ok("pool create data");
+    home.ok("create one/c --size 1M --data-pool data");
+    let (code, err) = home.fails("pool rm data");
+    assert_eq!(code, 39, "{err}");
+    assert!(
+        err.contains("images of another pool have their data in this one (images 1, their pool one)"),
+        "{err}"
+    );
+    home.ok("trash mv one/c");
+    assert_eq!(home.fails("pool rm data").0, 39);
+    home.ok("trash purge one");
+    home.ok("pool rm data");
     assert_eq!(home.fails("ls two").0, 2);
     assert_eq!(home.ok("ls one"), "a\n");
     assert_eq!(home.ok("pool stats one"), "Total Images: 1\nTotal Snapshots: 0\nProvisioned Size: 1 MiB\n");

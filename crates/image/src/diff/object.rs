@@ -1,11 +1,11 @@
 //! What changed in one object.
 
-use ferry_core::{DeviceExtent, ErrorKind, ExtentState, ReadOp, Result, SnapId, SnapSet};
+use ferry_core::{DeviceExtent, ExtentState, ReadOp, Result, SnapId, SnapSet};
 
 use super::{Diff, Granularity, ParentData, Verdict};
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
-use crate::revision::Revision;
+use crate::revision::{Revision, is_missing};
 use crate::zeroes::is_zero;
 
 /// Which preserved version of an object a snapshot reads.
@@ -118,7 +118,7 @@ impl Diff {
         }
         let set = match self.to.store.list_snaps(&self.to.object_id(object)).await {
             Ok(set) => set,
-            Err(e) if e.kind() == ErrorKind::NotFound => SnapSet::default(),
+            Err(e) if is_missing(&e) => SnapSet::default(),
             Err(e) => return Err(e),
         };
         Ok(match (version_at(&set, from.snap), version_at(&set, self.to.snap)) {
@@ -192,7 +192,7 @@ impl Diff {
     async fn by_versions(&self, from: &Revision, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
         let set = match self.to.store.list_snaps(&self.to.object_id(object)).await {
             Ok(set) => set,
-            Err(e) if e.kind() == ErrorKind::NotFound => SnapSet::default(),
+            Err(e) if is_missing(&e) => SnapSet::default(),
             Err(e) => return Err(e),
         };
         let (old, new) = (version_at(&set, from.snap), version_at(&set, self.to.snap));

@@ -1,7 +1,7 @@
 //! What is left when a client dies after any of its changes, and that the same call finishes.
 
 use bytes::Bytes;
-use ferry_core::{BlockDevice, Namespace, Result, SnapId};
+use ferry_core::{BlockDevice, ErrorKind, Namespace, Result, SnapId, Store};
 use futures_executor::block_on;
 
 use crate::clone::{self, CloneFormat};
@@ -175,4 +175,28 @@ fn sparsifying_cut_off_anywhere_changes_nothing_that_is_read() {
         |again| again.unwrap(),
         |_, pool| assert!(block_on(head(pool)) == holds),
     );
+}
+
+#[test]
+fn data_whose_pool_is_gone_is_an_error_and_never_zeros() {
+    let world = World::new();
+    let (pool, data) = (world.pool("p"), world.pool("q"));
+    block_on(async {
+        let options = CreateOptions {
+            data_pool: Some(data.info.clone()),
+            order: Some(14),
+            ..CreateOptions::sized(SIZE as u64)
+        };
+        create(&pool, "a", &options).await.unwrap();
+        write(&pool, "a", 0, vec![7; OBJECT]).await.unwrap();
+        world.store.remove_pool(data.id()).await.unwrap();
+        let image = Image::open(&pool, "a", Opening::ReadOnly).await.unwrap();
+        let revision = image.revision().await.unwrap();
+        let device = ImageDevice::open(image).await.unwrap();
+        let gone = |kind| assert_eq!(kind, ErrorKind::NotFound);
+        gone(device.read(0, 4096).await.unwrap_err().kind());
+        gone(device.read(0, SIZE as u64).await.unwrap_err().kind());
+        gone(device.extents(0, SIZE as u64).await.unwrap_err().kind());
+        gone(revision.locate(0, SIZE as u64).await.unwrap_err().kind());
+    });
 }

@@ -7,6 +7,7 @@ use super::Io;
 use crate::copyup::CopyUp;
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::WRITE_RETRIES_MAX;
+use crate::revision::is_missing;
 
 impl Io {
     /// Writes `data` at `offset`.
@@ -161,7 +162,7 @@ impl Io {
                 // A missing object reads as zeros here already.
                 let op = WriteOp::new().guard(Guard::AssertExists).effect(effect);
                 return match self.apply(object, op).await {
-                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                    Err(e) if is_missing(&e) => Ok(()),
                     done => done,
                 };
             }

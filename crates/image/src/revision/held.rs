@@ -1,10 +1,10 @@
 //! Where an image holds bytes, as finely as its stores can tell without reading them.
 
-use ferry_core::{ErrorKind, Result};
+use ferry_core::Result;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::{Ancestor, Revision};
+use super::{Ancestor, Revision, is_missing};
 use crate::layout::{ImageExtent, ObjectExtent};
 use crate::limits::OBJECTS_IN_FLIGHT;
 
@@ -59,7 +59,7 @@ impl Revision {
         let ObjectExtent { object, offset, length } = extent;
         let ranges = match self.store.extents(&self.object_id(object), self.snap, offset, length).await {
             Ok(ranges) => ranges,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) if is_missing(&e) => return Ok(None),
             Err(e) => return Err(e.with("image_object", object.0)),
         };
         let in_image = |(offset, length)| self.layout.image_extents(ObjectExtent { object, offset, length });

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use ferry_core::{Errno, Error, ErrorKind, PoolFlags};
-use ferry_image::header::Opening;
+use ferry_image::encoding::header_object;
+use ferry_image::header::{self, Opening};
 use ferry_image::image::Image;
 use ferry_image::pool::Pool;
 use ferry_image::trash;
@@ -178,6 +179,15 @@ impl Run<'_> {
                 )));
             }
         }
+        if let Some((user, images)) = data_users(&pool).await.map_err(cannot())? {
+            let error = Error::busy("images of another pool have their data in this one")
+                .errno_is(Errno::ENOTEMPTY)
+                .with("images", images)
+                .with("their pool", &user);
+            return Err(cannot()(error).advise(format!(
+                "nothing was removed; `ferry ls {user}` and `ferry trash ls --all {user}` list what may be theirs"
+            )));
+        }
         // Out of the configuration first: a crash in between leaves a pool that `pool create` takes up again.
         let home = self.home;
         home.update(|config| Ok(config.pools.remove(name))).map_err(cannot())?;
@@ -204,6 +214,32 @@ impl Run<'_> {
         }
         Ok(stats)
     }
+}
+
+/// A pool of the store with images whose data lies in `data`, and how many it has.
+async fn data_users(data: &Pool) -> ferry_core::Result<Option<(String, usize)>> {
+    for info in data.store.pools().await? {
+        let mut count = 0;
+        let mut namespaces = Pool { info: info.clone(), ..data.clone() }.namespaces().await?;
+        namespaces.push(ferry_core::Namespace::default());
+        for namespace in namespaces {
+            let pool = Pool { info: info.clone(), ..data.clone() }.in_namespace(&namespace);
+            let ids = pool.images().await?.into_iter().map(|(_, id)| id);
+            for id in ids.chain(trash::list(&pool).await?.into_iter().map(|(id, _)| id)) {
+                let object = pool.object(&header_object(&id));
+                match header::load(&*pool.store, &object).await {
+                    Ok(header) => count += usize::from(header.data_pool == Some(data.id())),
+                    // Gone, or never whole.
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        if count > 0 {
+            return Ok(Some((info.name, count)));
+        }
+    }
+    Ok(None)
 }
 
 /// The largest size an image has now or at a snapshot, and how many snapshots it has; nothing for one that is gone.
