@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ferry_core::{Clock, Env, Rng, Timestamp};
+use ferry_core::{Clock, Env, Reply, Rng, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
 /// How often each measurement is made; the median counts.
@@ -85,6 +85,11 @@ impl Clock for SystemClock {
 
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    fn sleep(&self, time: Duration) -> Reply<()> {
+        std::thread::sleep(time);
+        Reply::ready(Ok(()))
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::reply::Reply;
+
 /// A point in time: seconds and nanoseconds since 1970 UTC, as Ceph's `utime`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
@@ -33,6 +35,8 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Timestamp;
     /// A clock that never goes back, for measuring how long something took.
     fn elapsed(&self) -> Duration;
+    /// Answers once `time` has passed.
+    fn sleep(&self, time: Duration) -> Reply<()>;
 }
 
 /// Gives random numbers.

@@ -8,7 +8,11 @@
 //! - The lock's cookie names the watch of the same client, so that others can see whether the owner lives.
 //! - A lock whose owner no longer watches is broken, after the owner was cut off from the store: it may live on where nobody
 //!   reaches it, with writes under way. One whose owner lives is asked for; one that a person took by hand (`lock add`) is left alone.
+//! - Nobody is waited for who does not watch any more, promised or not.
 //! - While a message is sent, messages that come in are answered: a client waits for itself too.
+
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -20,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry_core::lock::{LockKind, LockRequest, Locker, UnlockRequest};
 use ferry_core::watch::{Notification, NotifyReply, WatchEvent, WatchReceiver};
-use ferry_core::{ClientId, Errno, Error, ErrorKind, ObjectId, Result, Store};
+use ferry_core::{ClientId, Clock, Errno, Error, ErrorKind, ObjectId, Result, Store};
 use futures_util::future::{Either, select};
 use futures_util::lock::Mutex;
 
@@ -33,6 +37,9 @@ const ACQUIRE_ROUNDS_MAX: usize = 1024;
 /// How often an owner may leave a request unanswered before it is told as busy. The watch of one that died ends after 30 seconds
 /// (`osd_client_watch_timeout`), so this sees the end of it.
 const SILENT_ROUNDS_MAX: usize = 4;
+
+/// How often an owner that has promised its lock is looked at: it may die before it lets go.
+const PROMISE_LOOK: Duration = Duration::from_secs(5);
 
 /// What came of trying to have the lock freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +60,7 @@ struct Heard {
 #[derive(Debug)]
 pub struct Session {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     header: ObjectId,
     handle: u64,
     /// Whoever waits for messages holds it; of several, one answers for all.
@@ -69,10 +77,11 @@ impl Session {
     ///
     /// # Errors
     /// `NotFound` (2) where the header does not exist.
-    pub async fn open(store: &Arc<dyn Store>, header: &ObjectId) -> Result<Self> {
+    pub async fn open(store: &Arc<dyn Store>, clock: &Arc<dyn Clock>, header: &ObjectId) -> Result<Self> {
         let watch = store.watch(header).await?;
         Ok(Self {
             store: Arc::clone(store),
+            clock: Arc::clone(clock),
             header: header.clone(),
             handle: watch.handle.0,
             watch: Mutex::new(watch),
@@ -204,11 +213,8 @@ impl Session {
                 .with("locker", locker.client)
                 .with("cookie", &locker.cookie));
         };
-        if self.store.capabilities().list_watchers {
-            let watchers = self.store.list_watchers(&self.header).await?;
-            if !watchers.iter().any(|w| w.handle.0 == handle && w.client == locker.client) {
-                return self.break_dead(locker).await;
-            }
+        if self.store.capabilities().list_watchers && !self.is_registered(locker, handle).await? {
+            return self.break_dead(locker).await;
         }
         self.request_lock(locker, handle).await
     }
@@ -266,6 +272,13 @@ impl Session {
             // It let go while it was asked, or does not know yet that it is the owner: the next round finds out.
             return Ok(Room::Made);
         }
+        self.await_release(locker, handle, seen).await
+    }
+
+    /// Waits until an owner that has promised its lock lets go. One that dies before it does has it taken away; one that lives is
+    /// waited for, as it may have much to write.
+    async fn await_release(&self, locker: &Locker, handle: u64, seen: u64) -> Result<Room> {
+        let mut look = self.clock.sleep(PROMISE_LOOK);
         loop {
             let is_theirs = self.is_held_by(locker).await?;
             // They may have let go and taken it again already: then they are asked again.
@@ -273,12 +286,39 @@ impl Session {
                 return Ok(Room::Made);
             }
             // Whoever attends the image may take the message that the lock is free.
-            match select(pin!(self.next_event()), pin!(self.heard_beyond(seen))).await {
-                Either::Left((WatchEvent::Notify(notification), _)) => self.answer(notification),
-                Either::Left((WatchEvent::Lost, _)) => return Err(lost(&self.header)),
-                Either::Right(((), _)) => {}
+            let is_time_to_look = {
+                // These hold the watch, which looking needs.
+                let (event, heard) = (pin!(self.next_event()), pin!(self.heard_beyond(seen)));
+                match select(select(event, heard), &mut look).await {
+                    Either::Left((Either::Left((WatchEvent::Lost, _)), _)) => return Err(lost(&self.header)),
+                    Either::Left((Either::Left((WatchEvent::Notify(notification), _)), _)) => {
+                        self.answer(notification);
+                        false
+                    }
+                    Either::Left((Either::Right(((), _)), _)) => false,
+                    Either::Right((slept, _)) => slept.map(|()| true)?,
+                }
+            };
+            if is_time_to_look {
+                if !self.is_registered(locker, handle).await? && self.is_held_by(locker).await? {
+                    return self.break_dead(locker).await;
+                }
+                look = self.clock.sleep(PROMISE_LOOK);
             }
         }
+    }
+
+    /// Whether the owner still watches the image.
+    async fn is_registered(&self, locker: &Locker, handle: u64) -> Result<bool> {
+        let is_owner = |client: ClientId, watch: u64| client == locker.client && watch == handle;
+        if self.store.capabilities().list_watchers {
+            let watchers = self.store.list_watchers(&self.header).await?;
+            return Ok(watchers.iter().any(|w| is_owner(w.client, w.handle.0)));
+        }
+        // A message reaches all who watch, and waits for them.
+        let reply = self.notify(&Message::RequestLock { client: self.client(), force: false }).await?;
+        Ok(reply.answers.iter().any(|(client, watch, _)| is_owner(*client, watch.0))
+            || reply.timed_out.iter().any(|(client, watch)| is_owner(*client, watch.0)))
     }
 
     /// Gives the lock back; nothing where this session does not hold it.

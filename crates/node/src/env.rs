@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use ferry_core::{Clock, Env, Error, Result, Rng, Timestamp};
+use ferry_core::{Clock, Env, Error, ErrorKind, Reply, Result, Rng, Timestamp};
+use futures_channel::oneshot;
 
 /// The machine's clock.
 #[derive(Debug)]
@@ -21,6 +23,22 @@ impl Clock for SystemClock {
 
     fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// By a thread of its own: whoever waits may run on no runtime. What waits is rare, and waits for seconds.
+    fn sleep(&self, time: Duration) -> Reply<()> {
+        let (done, wait) = oneshot::channel();
+        let thread = thread::Builder::new().name("sleep".to_owned()).spawn(move || {
+            thread::sleep(time);
+            // Nobody may be waiting any more.
+            done.send(()).ok();
+        });
+        match thread {
+            Ok(_) => Reply::pending(async move {
+                wait.await.map_err(|_| Error::new(ErrorKind::Internal, "a thread that slept has died"))
+            }),
+            Err(e) => Reply::ready(Err(Error::io("cannot start a thread", e))),
+        }
     }
 }
 
@@ -49,6 +67,8 @@ pub fn system_env() -> Result<Env> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::system_env;
 
     #[test]
@@ -56,5 +76,8 @@ mod tests {
         let env = system_env().unwrap();
         assert!(env.clock.now().seconds > 1_700_000_000);
         assert_ne!(env.rng.next_u64(), env.rng.next_u64());
+        let before = env.clock.elapsed();
+        env.clock.sleep(Duration::from_millis(20)).wait().unwrap();
+        assert!(env.clock.elapsed() - before >= Duration::from_millis(20));
     }
 }

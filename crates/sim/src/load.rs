@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ferry_core::testing::TestRng;
 use ferry_core::{
-    Clock, Env, Error, Namespace, ObjectId, PoolId, ReadOp, Result, Rng, SnapId, Store, Timestamp, WriteOp,
+    Clock, Env, Error, Namespace, ObjectId, PoolId, ReadOp, Reply, Result, Rng, SnapId, Store, Timestamp,
+    WriteOp,
 };
 use ferry_engine::disk::FileDisk;
 use ferry_engine::{Engine, Options};
@@ -33,6 +34,11 @@ impl Clock for SystemClock {
 
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    fn sleep(&self, time: Duration) -> Reply<()> {
+        std::thread::sleep(time);
+        Reply::ready(Ok(()))
     }
 }
 

@@ -1,10 +1,16 @@
 //! Time and randomness from a seed.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::env::{Clock, Env, Rng, Timestamp};
+use crate::reply::Reply;
+
+/// How often others on the same thread are looked at while a test sleeps.
+const SLEEP_TURNS: u32 = 16;
 
 /// A clock that advances a millisecond each time it is asked, and by hand.
 #[derive(Debug)]
@@ -43,6 +49,20 @@ impl Clock for TestClock {
 
     fn elapsed(&self) -> Duration {
         Duration::from_nanos(self.tick())
+    }
+
+    /// Lets the time pass at once, and others on the same thread get on a little.
+    fn sleep(&self, time: Duration) -> Reply<()> {
+        self.advance(time);
+        let mut turns = SLEEP_TURNS;
+        Reply::pending(poll_fn(move |cx| {
+            if turns == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            turns -= 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }))
     }
 }
 

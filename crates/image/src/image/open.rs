@@ -58,7 +58,7 @@ impl Image {
         }
         let session = match opening {
             Opening::ReadOnly => None,
-            Opening::ReadWrite => Some(Arc::new(Session::open(&pool.store, &object).await?)),
+            Opening::ReadWrite => Some(Arc::new(Session::open(&pool.store, &pool.env.clock, &object).await?)),
         };
         let header = Arc::new(header::load(&*pool.store, &object).await?);
         header.check_opening(opening)?;
@@ -73,7 +73,7 @@ impl Image {
     /// `NotFound` (2); those of [`header::load`].
     pub async fn open_end(pool: &Pool, name: &str, id: &str) -> Result<Self> {
         let object = pool.object(&header_object(id));
-        let session = Some(Arc::new(Session::open(&pool.store, &object).await?));
+        let session = Some(Arc::new(Session::open(&pool.store, &pool.env.clock, &object).await?));
         let header = Arc::new(header::load(&*pool.store, &object).await?);
         header.features.check_writable()?;
         let (pool, name, id) = (pool.clone(), name.to_owned(), id.to_owned());
