@@ -97,6 +97,16 @@ impl ObjectMap {
         Ok(Self { count, bits: vec![0; bytes_for(count)] })
     }
 
+    /// A map that says the same of all its `count` objects.
+    ///
+    /// # Errors
+    /// `Invalid` (27) above [`OBJECTS_MAX`].
+    pub fn all(count: u64, state: ObjectState) -> Result<Self> {
+        let mut map = Self::new(count)?;
+        (0..count).for_each(|n| _ = map.set(ObjectNo(n), state));
+        Ok(map)
+    }
+
     /// How many objects it knows.
     #[must_use]
     pub fn count(&self) -> u64 {

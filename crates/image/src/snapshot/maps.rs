@@ -6,15 +6,17 @@ use crate::features::{Features, Flags};
 use crate::image::Image;
 use crate::io::layout_of;
 use crate::live_map::load_stored;
-use crate::object_map::{Loaded, ObjectMap};
+use crate::object_map::{Loaded, ObjectMap, ObjectState};
 
-/// Copies HEAD's map to the new snapshot, then calls HEAD's objects clean. A map that cannot be trusted is marked so on
-/// both.
+/// Copies HEAD's map to the new snapshot, then calls HEAD's objects clean. Where that cannot be trusted, both are marked so, and
+/// the snapshot gets one that denies nothing: `rbd` opens the map of every snapshot, whatever its flags say.
 pub(super) async fn created(image: &mut Image, snap: SnapId) -> Result<()> {
     if !image.header.features.contains(Features::OBJECT_MAP) {
         return Ok(());
     }
     let Some(mut map) = trusted(image, SnapId::HEAD).await? else {
+        let count = layout_of(&image.header)?.object_count(image.header.size_at(snap)?);
+        store(image, snap, &ObjectMap::all(count, ObjectState::Exists)?).await?;
         let bad = Flags::OBJECT_MAP_INVALID.with(Flags::FAST_DIFF_INVALID);
         return image
             .update_header(|h| {

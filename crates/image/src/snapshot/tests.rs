@@ -163,6 +163,25 @@ fn a_missing_object_map_is_marked_invalid_rather_than_trusted() {
     let one = block_on(create(&mut image, "one")).unwrap();
     assert!(image.header.flags.contains(Flags::OBJECT_MAP_INVALID));
     assert!(image.header.flags_at(one).unwrap().contains(Flags::OBJECT_MAP_INVALID));
+    assert!(image.header.flags_at(one).unwrap().contains(Flags::FAST_DIFF_INVALID));
+    assert!(map_at(&image, one).states().all(|(_, state)| state == ObjectState::Exists));
+}
+
+#[test]
+fn a_snapshot_of_an_image_whose_map_is_invalid_has_a_map_that_denies_nothing() {
+    let world = World::new();
+    let mut image = new_image(&world);
+    let bad = Flags::OBJECT_MAP_INVALID.with(Flags::FAST_DIFF_INVALID);
+    block_on(image.update_header(|h| h.set_flags(SnapId::HEAD, bad, Flags::NONE))).unwrap();
+    let before = map_at(&image, SnapId::HEAD);
+    let one = block_on(create(&mut image, "one")).unwrap();
+    let map = map_at(&image, one);
+    assert_eq!(map.count(), 16);
+    assert!(map.states().all(|(_, state)| state == ObjectState::Exists));
+    assert_eq!(image.header.flags_at(one).unwrap(), bad);
+    assert_eq!(map_at(&image, SnapId::HEAD), before, "what nobody trusts stays for whoever rebuilds it");
+    block_on(remove(&mut image, "one")).unwrap();
+    assert!(!world.object_names(&image.pool).iter().any(|n| n.ends_with(&format!("{:016x}", one.0))));
 }
 
 #[test]
