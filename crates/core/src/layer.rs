@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::lock::{LockInfo, LockRequest, UnlockRequest};
-use crate::store::ObjectCursor;
+use crate::store::{ChildStep, ObjectCursor};
 use crate::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use crate::{
     Capabilities, ClientId, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId, PoolInfo, PoolStats, ReadOp,
@@ -174,6 +174,10 @@ impl<L: Layer> Store for Layered<L> {
 
     fn cut_off(&self, address: &str) -> Reply<()> {
         self.0.change(|s| s.cut_off(address))
+    }
+
+    fn change_child(&self, object: &ObjectId, step: ChildStep, input: Bytes) -> Reply<()> {
+        self.0.change(|s| s.change_child(object, step, input))
     }
 
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo> {

@@ -143,6 +143,15 @@ pub enum Effect {
     XattrRemove(String),
 }
 
+/// What is done about a clone in the header of its parent: [`Store::change_child`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildStep {
+    /// It is noted. `Exists` (17) where it is already, `NotFound` (2) where the snapshot is gone.
+    Attach,
+    /// It is forgotten. `NotFound` (2) where it is not noted.
+    Detach,
+}
+
 /// A compound write on one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteOp {
@@ -635,6 +644,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Who holds the lock `name` on the object; no holders where it is free.
     fn lock_info(&self, object: &ObjectId, name: &str) -> Reply<LockInfo>;
+
+    /// Notes a clone in the header of its parent, or forgets it, where a plain write is `Denied`: the one change that a user may make who
+    /// otherwise only reads the parent's pool. `input` is what the method of RADOS' class `rbd` takes. `Unsupported` (95) on stores
+    /// without such users.
+    fn change_child(&self, object: &ObjectId, step: ChildStep, _input: Bytes) -> Reply<()> {
+        let refused = Error::unsupported("changing a header without the right to write it");
+        Reply::ready(Err(refused.with("object", object).with("step", format!("{step:?}"))))
+    }
 
     /// Makes everything acknowledged so far durable.
     fn flush(&self) -> Reply<()>;

@@ -205,7 +205,7 @@ impl Features {
         }
         Err(Error::unsupported("image uses unsupported features")
             .errno_is(Errno::ENOSYS)
-            .with("features", format!("{bad:#x}")))
+            .with("features", Self(bad).told()))
     }
 
     /// Whether an image with these may be written.
@@ -222,7 +222,17 @@ impl Features {
         }
         Err(Error::unsupported("image uses features that cannot be written here")
             .errno_is(Errno::ENOSYS)
-            .with("features", format!("{bad:#x}")))
+            .with("features", Self(bad).told()))
+    }
+
+    /// The names of these, and unknown ones as a number.
+    fn told(self) -> String {
+        let unknown = self.without(Self::ALL);
+        let mut words: Vec<String> = self.names().iter().map(|name| (*name).to_owned()).collect();
+        if unknown != Self::NONE {
+            words.push(format!("{:#x}", unknown.0));
+        }
+        words.join(",")
     }
 }
 

@@ -11,14 +11,14 @@ mod read;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ferry_core::lock::{LockInfo, LockRequest, UnlockRequest};
-use ferry_core::store::ObjectCursor;
+use ferry_core::store::{ChildStep, ObjectCursor};
 use ferry_core::watch::{NotifyReply, WatchReceiver, WatcherInfo};
 use ferry_core::{
     Capabilities, ClientId, Errno, Error, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId, PoolInfo,
@@ -127,11 +127,22 @@ impl RadosStore {
     }
 
     /// Calls a method of the class `lock` on an object.
-    fn lock_step(&self, object: &ObjectId, method: &'static std::ffi::CStr, input: &[u8]) -> Reply<()> {
+    fn lock_step(&self, object: &ObjectId, method: &'static CStr, input: &[u8]) -> Reply<()> {
+        self.class_step(object, (c"lock", method), input, "the lock was refused")
+    }
+
+    /// Calls a method of a class on an object; `refused` is what is said where it fails.
+    fn class_step(
+        &self,
+        object: &ObjectId,
+        (class, method): (&'static CStr, &'static CStr),
+        input: &[u8],
+        refused: &'static str,
+    ) -> Reply<()> {
         let made = self.io_of(object, View::Head).and_then(|io| {
             let op = Write::new()?;
-            op.exec(c"lock", method, input);
-            op.submit(&io, &object_name(object)?, "the lock was refused")
+            op.exec(class, method, input);
+            op.submit(&io, &object_name(object)?, refused)
         });
         let object = object.clone();
         reply(made.map(|done| async move {
@@ -314,6 +325,14 @@ impl Store for RadosStore {
 
     fn break_lock(&self, object: &ObjectId, request: UnlockRequest, locker: ClientId) -> Reply<()> {
         self.lock_step(object, c"break_lock", &break_input(&request, locker))
+    }
+
+    fn change_child(&self, object: &ObjectId, step: ChildStep, input: Bytes) -> Reply<()> {
+        let method = match step {
+            ChildStep::Attach => c"child_attach",
+            ChildStep::Detach => c"child_detach",
+        };
+        self.class_step(object, (c"rbd", method), &input, "the parent's header was not changed")
     }
 
     fn cut_off(&self, address: &str) -> Reply<()> {

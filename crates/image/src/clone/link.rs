@@ -2,7 +2,8 @@
 
 use std::pin::Pin;
 
-use ferry_core::{Errno, ErrorKind, Result};
+use ferry_core::store::ChildStep;
+use ferry_core::{Errno, Error, ErrorKind, Result};
 
 use crate::encoding::{
     CHILDREN_OBJECT, ChildSpec, ParentRecord, TrashSource, TrashState, V1Children, header_object,
@@ -33,10 +34,29 @@ pub async fn attach_to_parent(child: &Image, parent: &ParentRecord) -> Result<()
     let pool = child.pool.sibling(parent.pool, &parent.namespace).await?;
     let (object, spec) = (pool.object(&header_object(&parent.image_id)), spec_of(child));
     let attached = header::update(&*pool.store, &object, |h| h.attach_child(parent.snap, spec.clone())).await;
+    let attached = match attached {
+        Err(e) if e.kind() == ErrorKind::Denied => by_class(&pool, parent, ChildStep::Attach, &spec, e).await,
+        done => done.map(drop),
+    };
     match attached {
         Err(e) if e.kind() == ErrorKind::Exists => Ok(()),
         Err(e) => Err(e),
-        Ok(_) => tell(&pool, &parent.image_id).await,
+        Ok(()) => tell(&pool, &parent.image_id).await,
+    }
+}
+
+/// Has the store change the parent's side, as this client may not write it; `denied` says so, and is what is told where the store cannot.
+async fn by_class(
+    pool: &Pool,
+    parent: &ParentRecord,
+    step: ChildStep,
+    spec: &ChildSpec,
+    denied: Error,
+) -> Result<()> {
+    let object = pool.object(&header_object(&parent.image_id));
+    match pool.store.change_child(&object, step, spec.class_input(parent.snap)).await {
+        Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Denied) => Err(denied),
+        done => done,
     }
 }
 
@@ -89,7 +109,7 @@ async fn v1_change(pool: &Pool, parent: &ParentRecord, child: &str, presence: Pr
 /// Nothing where the parent's side does not know it, or is gone.
 ///
 /// # Errors
-/// `Unsupported`, `ReadOnly` (30) where the parent's header cannot be written.
+/// `Unsupported`, `ReadOnly` (30), `Denied` (1) where the parent's header cannot be written.
 ///
 /// # Crash safety
 /// After a crash midway the same call finishes the link; a removed snapshot that was left is dropped with its image.
@@ -109,6 +129,14 @@ pub fn detach_from_parent<'a>(
         let (object, spec) = (pool.object(&header_object(&parent.image_id)), spec_of(child));
         let detached = header::update(&*pool.store, &object, |h| h.detach_child(parent.snap, &spec)).await;
         match detached {
+            Err(e) if e.kind() == ErrorKind::Denied => {
+                match by_class(&pool, parent, ChildStep::Detach, &spec, e).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    done => done?,
+                }
+                // Whoever may write the parent removes what is not used any more.
+                tell(&pool, &parent.image_id).await
+            }
             Ok((_, can_go)) => {
                 tell(&pool, &parent.image_id).await?;
                 if can_go { drop_unused(&pool, parent).await } else { Ok(()) }
@@ -178,7 +206,7 @@ async fn tell(pool: &Pool, id: &str) -> Result<()> {
 pub async fn detach_head(image: &mut Image) -> Result<()> {
     image.acquire().await?;
     if image.header.parent_at(ferry_core::SnapId::HEAD)?.is_none() {
-        return Err(ferry_core::Error::invalid("image has no parent").errno_is(Errno::EINVAL));
+        return Err(Error::invalid("image has no parent").errno_is(Errno::EINVAL));
     }
     if let (true, Some(parent)) = (image.header.would_leave_parent(), image.header.parent_spec().cloned()) {
         detach_from_parent(image, &parent).await?;

@@ -24,6 +24,25 @@ pub struct ChildSpec {
     pub image_id: String,
 }
 
+impl ChildSpec {
+    /// What the methods `child_attach` and `child_detach` of the class `rbd` take: the parent's snapshot and the clone.
+    #[must_use]
+    pub fn class_input(&self, snap: SnapId) -> Bytes {
+        let mut e = Encoder::new();
+        e.u64(snap.0);
+        self.encode(&mut e);
+        e.finish()
+    }
+
+    fn encode(&self, e: &mut Encoder) {
+        e.frame(VERSION, 1, |e| {
+            e.i64(self.pool.0);
+            e.string(&self.image_id);
+            e.string(self.namespace.as_str());
+        });
+    }
+}
+
 /// The v2 clones of one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Children {
@@ -69,13 +88,7 @@ impl Children {
         refuse_newer(self.newer, "snap_children")?;
         let mut e = Encoder::new();
         e.u32(u32::try_from(self.set.len()).expect("children fit 32 bits"));
-        for child in &self.set {
-            e.frame(VERSION, 1, |e| {
-                e.i64(child.pool.0);
-                e.string(&child.image_id);
-                e.string(child.namespace.as_str());
-            });
-        }
+        self.set.iter().for_each(|child| child.encode(&mut e));
         Ok(e.finish())
     }
 }
