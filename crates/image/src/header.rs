@@ -12,6 +12,7 @@ mod load;
 mod migrating;
 mod parent;
 mod pins;
+mod points;
 mod snapshots;
 mod update;
 

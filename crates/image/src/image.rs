@@ -127,7 +127,29 @@ impl Image {
             session.acquire().await?;
             self.refresh().await?;
         }
-        Ok(())
+        if self.is_end { Ok(()) } else { self.release_left_points().await }
+    }
+
+    /// Releases the points of prepare of a migration that another program has ended, and with them what they preserve.
+    async fn release_left_points(&mut self) -> Result<()> {
+        let points = self.header.left_points(self.pool.store.identity(), self.pool.id())?;
+        if points.is_empty() {
+            return Ok(());
+        }
+        for (pool, snap) in points {
+            match self.pool.store.release_snap(pool, snap).await {
+                // Its pool is gone.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                released => released?,
+            }
+        }
+        let object = self.header_object();
+        let forget = |h: &mut Header| {
+            h.forget_left_points();
+            Ok(())
+        };
+        self.header = Arc::new(header::update(&*self.pool.store, &object, forget).await?.0);
+        self.notify_header().await
     }
 
     /// Changes the header under the exclusive lock, keeps the result and tells all watchers. What `change` returns is

@@ -192,8 +192,7 @@ async fn begin(ends: &mut Ends) -> Result<()> {
 async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
     let target = children::as_image(&ends.target)?;
     // On a cluster `rbd` may have written too, and does not preserve the point of prepare: what is there may be newer.
-    let is_shared = !target.pool.store.capabilities().list_snaps;
-    if is_shared || target.header.base().is_none() {
+    if verify::others_may_write(&*target.pool.store) || target.header.base().is_none() {
         return carry_back_differences(ends, target, progress).await;
     }
     let diff = Diff::since_prepare(&target).await?;
@@ -298,9 +297,14 @@ async fn give_up(mut ends: Ends, progress: Progress<'_>) -> Result<()> {
     }
     let mut target = ends.target.clone();
     remove_end(&mut target, TrashSource::Removing, progress).await?;
-    if ends.source.header.is_some() {
+    if let Some(header) = &ends.source.header {
+        if let Some((pool, snap)) = header.target_point()? {
+            // For a target that another program has removed.
+            target.pool.store.release_snap(pool, snap).await?;
+        }
         ends.source
             .update(|h| {
+                h.clear_target_point();
                 h.intent = None;
                 Ok(())
             })

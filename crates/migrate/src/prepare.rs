@@ -246,7 +246,16 @@ impl<'a> Plan<'a> {
             linked?;
         }
         self.target.store.flush().await?;
-        source.update_header(|h| h.set_migration_state(MigrationState::Prepared, "")).await?;
+        let point = header.base().map(|base| (header.data_pool_or(self.target.id()), base.snap));
+        let is_near = source.pool.store.identity() == self.target.store.identity();
+        source
+            .update_header(|h| {
+                if let Some((pool, snap)) = point.filter(|_| is_near) {
+                    h.set_target_point(pool, snap);
+                }
+                h.set_migration_state(MigrationState::Prepared, "")
+            })
+            .await?;
         source.pool.store.flush().await?;
         let mut ends = Ends::find(&source.pool, &source.name).await?;
         if ends.target.state() != Some(MigrationState::Prepared) {

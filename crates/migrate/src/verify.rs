@@ -1,7 +1,8 @@
 //! Verify: whether the target holds what the source holds, at every snapshot and at prepare.
 //!
 //! The target is looked at as it will be once the source is gone: nothing is read through. What was written to it since
-//! prepare lies above its point of prepare and does not count.
+//! prepare lies above its point of prepare and does not count. On a cluster `rbd` may have written too: it knows no point of prepare
+//! and writes over it, so objects that it wrote are left out there, and counted.
 //!
 //! Invariants
 //! - All of the target is read, and compared with what was read of the source: when it was copied, where a digest of that was
@@ -26,7 +27,7 @@ use crate::children::as_image;
 use crate::digests::Kept;
 use crate::ends::Ends;
 use crate::execute::{allocated, overlapping, tidy};
-pub(crate) use compare::compare;
+pub(crate) use compare::{compare, others_may_write};
 
 /// Bytes compared at once.
 pub(crate) const STEP: u64 = 4 << 20;
@@ -73,6 +74,8 @@ pub struct PointReport {
     pub target_digest: Digest,
     /// Where the first byte is that differs.
     pub first_difference: Option<u64>,
+    /// At the point of prepare: bytes of objects that another program has written to since, which cannot be compared.
+    pub overwritten: u64,
 }
 
 /// What came of comparing the two ends.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ferry_core::{Error, ErrorKind, Result, SparseData};
+use ferry_core::{Error, ErrorKind, ReadOp, Result, SnapId, SparseData, Store};
 use ferry_image::digest::{Digest, has_whole_blocks};
 use ferry_image::layout::{ImageExtent, ObjectExtent, ObjectNo};
 use ferry_image::limits::{OBJECTS_IN_FLIGHT, SPARSE_BLOCK};
@@ -41,8 +41,10 @@ pub(crate) async fn compare(
         source_digest: Digest::default(),
         target_digest: Digest::default(),
         first_difference: (target.size != size).then(|| target.size.min(size)),
+        overwritten: 0,
     };
-    let pair = Arc::new(Pair { source, target, kept });
+    let may_be_overwritten = report.snap.is_none() && others_may_write(&*target.store);
+    let pair = Arc::new(Pair { source, target, kept, may_be_overwritten });
     let work = stream::iter(pair.units(objects)).map(|unit| {
         let pair = Arc::clone(&pair);
         beside(threads, async move { pair.compare(unit).await })
@@ -52,6 +54,12 @@ pub(crate) async fn compare(
         report.add(&part?);
     }
     Ok(report)
+}
+
+/// Whether programs that know nothing of a point of prepare may write images of this store.
+pub(crate) fn others_may_write(store: &dyn Store) -> bool {
+    // Stores that tell the versions of objects are ferry's own.
+    !store.capabilities().list_snaps
 }
 
 /// Runs work on the threads there are, or here.
@@ -77,6 +85,7 @@ struct Part {
     source: Digest,
     target: Digest,
     first_difference: Option<u64>,
+    overwritten: u64,
 }
 
 impl PointReport {
@@ -85,6 +94,7 @@ impl PointReport {
         self.digest_bytes += part.digest_bytes;
         self.source_digest += part.source;
         self.target_digest += part.target;
+        self.overwritten += part.overwritten;
         let both = self.first_difference.into_iter().chain(part.first_difference);
         self.first_difference = both.min();
     }
@@ -116,6 +126,8 @@ struct Pair {
     target: Revision,
     /// What was read of the source when it was copied.
     kept: Row,
+    /// Whether this is the point of prepare, and other programs may have written over it.
+    may_be_overwritten: bool,
 }
 
 impl Pair {
@@ -162,7 +174,7 @@ impl Pair {
                     digest_bytes: bytes,
                     source: kept,
                     target: sum,
-                    first_difference: None,
+                    ..Part::default()
                 });
             }
         }
@@ -171,7 +183,26 @@ impl Pair {
             let ranges: Vec<ImageExtent> = self.target.layout.image_extents(extent).collect();
             self.with_source(&ranges, &b, &mut part).await?;
         }
+        if part.first_difference.is_some() && self.is_overwritten(object).await? {
+            let bytes = self.target.layout.bytes_before(object, self.source.size());
+            return Ok(Part { overwritten: bytes, ..Part::default() });
+        }
         Ok(part)
+    }
+
+    /// Whether another program has written to an object that differs at the point of prepare.
+    ///
+    /// What is copied is copied as of that point or an older one, and what ferry writes later preserves it. So an object that is
+    /// missing there and is there at HEAD was written over by a program that does not know the point.
+    async fn is_overwritten(&self, object: ObjectNo) -> Result<bool> {
+        let target = &self.target;
+        if !self.may_be_overwritten || target.look(object, ReadOp::stat()).await?.is_some() {
+            return Ok(false);
+        }
+        match target.store.read(&target.object_id(object), SnapId::HEAD, ReadOp::stat()).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            found => found.map(|_| true),
+        }
     }
 
     /// An object as far as the source goes, in pieces.

@@ -413,8 +413,12 @@ fn table(verification: &Verification) -> String {
                 all if all == point.data_bytes => "by digests kept while copying".to_owned(),
                 some => format!("{some} by digests kept while copying, the rest of both ends read"),
             };
+            let left_out = match point.overwritten {
+                0 => String::new(),
+                bytes => format!(", {bytes} bytes not compared: another program wrote there since"),
+            };
             format!(
-                "{name}  {} bytes, {} of data  {:032x}  {verdict}  ({how})",
+                "{name}  {} bytes, {} of data  {:032x}  {verdict}  ({how}){left_out}",
                 point.size, point.data_bytes, point.source_digest.0
             )
         })

@@ -41,6 +41,7 @@ fn as_json(uuid: &str, receipt: &Receipt) -> Value {
                 "digest_source": format!("{:032x}", p.source_digest.0),
                 "digest_target": format!("{:032x}", p.target_digest.0),
                 "equal": p.first_difference.is_none(),
+                "bytes_not_compared": p.overwritten,
             })
         });
         points.collect::<Vec<_>>()
