@@ -6,6 +6,8 @@
 #   single-node.sh start DIR   makes DIR and starts a cluster in it: DIR/ceph.conf, keyring inside; pool `rbd` (replicated)
 #                              and `ecdata` (erasure-coded 2+1, for data pools)
 #   single-node.sh stop DIR    ends the cluster's processes and removes DIR
+#   single-node.sh osd-kill DIR N     kills OSD N of a running cluster, as a power cut of its process would
+#   single-node.sh osd-start DIR N    starts it again
 set -euo pipefail
 
 PACKAGES=(ceph-mon ceph-osd ceph-mgr ceph-common ceph-base librados2)
@@ -148,14 +150,21 @@ start() {
     say "ready: $DIR/ceph.conf"
 }
 
+# Kills the daemon of a pid file.
+kill_daemon() {
+    local pid
+    [ -e "$1" ] || return 1
+    pid=$(cat "$1")
+    # Only a process that was started on this directory's configuration; a number may have been used again.
+    grep -qz "$DIR/ceph.conf" "/proc/$pid/environ" 2>/dev/null && kill -KILL "$pid" 2>/dev/null
+}
+
 stop() {
-    local file pid _
+    local file _
+    DIR=$(cd "$DIR" 2>/dev/null && pwd) || return 0
     for file in "$DIR"/run/*.pid; do
-        [ -e "$file" ] || continue
-        pid=$(cat "$file")
-        # Only a process that was started on this directory's configuration; a number may have been used again.
-        grep -qz "$DIR/ceph.conf" "/proc/$pid/environ" 2>/dev/null && kill -KILL "$pid" 2>/dev/null
-    done || true
+        kill_daemon "$file" || true
+    done
     for _ in $(seq 50); do
         rm -rf "$DIR" 2>/dev/null && return
         sleep 0.1
@@ -168,8 +177,17 @@ case "${1:-}" in
         DIR=${2:?a directory}
         "$1"
         ;;
+    osd-kill)
+        DIR=$(cd "${2:?a directory}" && pwd)
+        kill_daemon "$DIR/run/osd.${3:?a number}.pid"
+        ;;
+    osd-start)
+        DIR=$(cd "${2:?a directory}" && pwd)
+        export CEPH_CONF="$DIR/ceph.conf" CEPH_ARGS=
+        ceph-osd -i "${3:?a number}" --keyring "$DIR/osd$3/keyring" >>"$DIR/log/start.log" 2>&1
+        ;;
     *)
-        sed -n '2,9p' "$0"
+        sed -n '2,11p' "$0"
         exit 2
         ;;
 esac

@@ -1,6 +1,7 @@
 //! Chores of this workspace. `cargo xtask test` proves all there is to prove.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod count;
 mod install;
 mod step;

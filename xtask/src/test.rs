@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::Command;
 
+use crate::cluster::{self, Cluster};
 use crate::count::{Count, count, skips};
 use crate::install;
 use crate::step::{self, Done, Shown};
@@ -26,10 +27,15 @@ fn cargo(arguments: &[&str]) -> Command {
 /// All tests, with the runner there is.
 fn tests() -> io::Result<Vec<Done>> {
     let with_ceph = install::has_ceph();
+    // Kept until the last test is done.
+    let shared = if with_ceph { Cluster::start()? } else { None };
     let prepared = |arguments: &[&str]| {
         let mut command = cargo(arguments);
         if with_ceph {
             command.env("FERRY_TEST_CEPH", "1");
+        }
+        if let Some(cluster) = &shared {
+            command.env(cluster::VARIABLE, cluster.conf());
         }
         command
     };

@@ -1,11 +1,16 @@
 //! Ferry and stock `rbd` side by side on a real cluster: the same images, the same commands, the same answers.
 //!
-//! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster. The tests that keep to
-//! pools of their own also run on a cluster that is there: `FERRY_TEST_CEPH_CONF` names its configuration.
+//! Needs `FERRY_TEST_CEPH=1` and the Debian packages of Ceph; `tests/ceph/single-node.sh` starts the cluster. `FERRY_TEST_CEPH_CONF`
+//! names the configuration of one that is there (`cargo xtask test` starts one for all tests): then only those that kill OSDs
+//! start their own. Each test has pools of its own there, but for `rbd`, which belongs to
+//! [`ferry_answers_as_rbd_on_a_real_cluster`], and the data pool `ecdata`.
 
+mod access;
 mod checklist;
+mod faults;
 mod model;
 mod owners;
+mod points;
 mod stores;
 
 use std::fs;
@@ -52,6 +57,24 @@ impl Cluster {
                 None
             }
         }
+    }
+
+    /// One of its own, for a test that breaks it.
+    #[expect(clippy::print_stdout, reason = "this is how a test says that it is skipped")]
+    fn to_break(home: &Home, test: &str) -> Option<Self> {
+        let started = Self::start(&home.path("cluster"));
+        started.inspect_err(|reason| println!("SKIPPED {test}: {reason}")).ok()
+    }
+
+    /// Makes a pool for images.
+    fn make_pool(&self, pool: &str) {
+        self.ceph("ceph", &format!("osd pool create {pool} 8"));
+        self.ceph("rbd", &format!("pool init {pool}"));
+    }
+
+    /// Removes a pool with all that is in it.
+    fn remove_pool(&self, pool: &str) {
+        self.ceph("ceph", &format!("osd pool delete {pool} {pool} --yes-i-really-really-mean-it"));
     }
 
     fn conf(&self) -> &Path {
@@ -331,13 +354,12 @@ fn seen(output: &Output) -> (Option<i32>, String, String) {
 #[test]
 fn ferry_answers_as_rbd_on_a_real_cluster() {
     let home = Home::empty();
-    let cluster = match Cluster::start(&home.path("cluster")) {
-        Ok(cluster) => cluster,
-        Err(reason) => {
-            println!("SKIPPED ferry_answers_as_rbd_on_a_real_cluster: {reason}");
-            return;
-        }
-    };
+    let Some(cluster) = Cluster::for_test(&home, "ferry_answers_as_rbd_on_a_real_cluster") else { return };
+    if cluster.dir.is_none() {
+        // An earlier run may have left something.
+        cluster.remove_pool("rbd");
+        cluster.make_pool("rbd");
+    }
     for line in lines(SETUP) {
         let output = stock(&home, &cluster, line);
         assert!(output.status.success(), "rbd {line}: {output:?}");

@@ -71,18 +71,25 @@ pub(crate) fn the_rados_command_shows_our_locks_and_watches(ground: &Ground) {
     let watch = ground.store.watch(&id).wait().unwrap();
     let cookie = format!("auto {}", watch.handle.0);
     ground.store.lock(&id, exclusive(&cookie)).wait().unwrap();
-    let watchers = ground.cluster.command("rados", &["-p", "rbd", "listwatchers", &own("shown")]);
+    let watchers =
+        ground.cluster.command("rados", &["-p", &crate::pool_name(), "listwatchers", &own("shown")]);
     let expected = format!("{} cookie={}", ground.store.client(), watch.handle.0);
     assert!(watchers.contains(&expected), "{watchers}");
     assert!(watchers.contains(&ground.store.address()), "{watchers} at {}", ground.store.address());
-    let lock = ground.cluster.command("rados", &["-p", "rbd", "lock", "info", &own("shown"), "rbd_lock"]);
+    let lock = ground
+        .cluster
+        .command("rados", &["-p", &crate::pool_name(), "lock", "info", &own("shown"), "rbd_lock"]);
     assert!(lock.contains(&ground.store.client().to_string()), "{lock}");
     assert!(lock.contains(&cookie), "{lock}");
     assert!(lock.contains("exclusive") && lock.contains("internal"), "{lock}");
     assert!(lock.contains(&ground.store.address()), "{lock}");
     drop(watch);
     let gone = Instant::now();
-    while ground.cluster.command("rados", &["-p", "rbd", "listwatchers", &own("shown")]).contains(&expected) {
+    while ground
+        .cluster
+        .command("rados", &["-p", &crate::pool_name(), "listwatchers", &own("shown")])
+        .contains(&expected)
+    {
         assert!(gone.elapsed() < Duration::from_secs(10), "a dropped watch stays");
     }
 }

@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ferry_core::store::StoreExt;
 use ferry_core::testing::contract::store as contract;
 use ferry_core::{Namespace, PoolId, Store};
 use ferry_rados::RadosStore;
@@ -36,6 +35,11 @@ impl Ground {
         let store = Arc::clone(&self.store);
         contract::Place { store, pool: self.pool, namespace }
     }
+}
+
+/// The pool of this run.
+pub(crate) fn pool_name() -> String {
+    format!("contract-{}", std::process::id())
 }
 
 fn the_contract(ground: &Ground) {
@@ -70,7 +74,8 @@ fn a_real_cluster_keeps_the_contract() {
     println!("cluster ready after {:.1} s", started.elapsed().as_secs_f64());
     let store = cluster.connect();
     println!("librados {}, {}", store.library_version(), store.describe());
-    let pool = futures_executor::block_on(store.pool_by_name("rbd")).unwrap().id;
+    // Of its own: others may be using this cluster.
+    let pool = store.create_pool(&pool_name()).wait().unwrap();
     let ground = Ground { store, pool, cluster };
     let parts: &[Part] = &[
         ("the contract", the_contract),
@@ -96,7 +101,8 @@ fn a_real_cluster_keeps_the_contract() {
         }
     }
     assert!(failed.is_empty(), "failed: {failed:?}");
-    let Ground { store, cluster, .. } = ground;
+    let Ground { store, cluster, pool } = ground;
+    store.remove_pool(pool).wait().unwrap();
     drop(store);
     assert_eq!(RadosStore::connections(), 0, "connections are left at the end of the process");
     drop(cluster);

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Output;
 
 use super::{Cluster, ours, seen, stock};
-use crate::harness::Home;
+use crate::harness::{Home, root};
 
 /// A line: who does it (`1` the first, `2` the second, `both` one after the other with the same answer), the exit code that is
 /// expected where it is not 0 (`=16`), and the command; `%` is the pool. `same IMAGE` compares what both read of an image, `map IMAGE`
@@ -321,8 +321,7 @@ fn what_one_program_began_the_other_goes_on_with() {
         return;
     };
     let pool = Cluster::own("list");
-    cluster.ceph("ceph", &format!("osd pool create {pool} 8"));
-    cluster.ceph("rbd", &format!("pool init {pool}"));
+    cluster.make_pool(&pool);
     let mut wrong = Vec::new();
     for (name, script) in GROUPS {
         for (order, programs) in
@@ -342,9 +341,8 @@ fn what_one_program_began_the_other_goes_on_with() {
                 println!("{e}");
                 wrong.push(format!("{name}, {order}: {e}"));
                 // What is left would be in the way of the next.
-                cluster.ceph("ceph", &format!("osd pool delete {pool} {pool} --yes-i-really-really-mean-it"));
-                cluster.ceph("ceph", &format!("osd pool create {pool} 8"));
-                cluster.ceph("rbd", &format!("pool init {pool}"));
+                cluster.remove_pool(&pool);
+                cluster.make_pool(&pool);
             }
         }
     }
@@ -354,7 +352,7 @@ fn what_one_program_began_the_other_goes_on_with() {
     for object in ["rbd_directory", "rbd_trash"] {
         assert_eq!(cluster.ceph("rados", &format!("-p {pool} listomapkeys {object}")), "", "{object}");
     }
-    cluster.ceph("ceph", &format!("osd pool delete {pool} {pool} --yes-i-really-really-mean-it"));
+    cluster.remove_pool(&pool);
 }
 
 /// Images that lost a part are removed by both with the same code, and nothing is left.
@@ -397,4 +395,23 @@ fn broken_images_are_cleared_away(home: &Home, cluster: &Cluster, pool: &str) {
             assert_eq!(codes[0], codes[1], "an image without its {part}");
         }
     }
+}
+
+#[test]
+fn what_the_script_of_interoperation_says_holds() {
+    let home = Home::empty();
+    let Some(cluster) = Cluster::for_test(&home, "what_the_script_of_interoperation_says_holds") else {
+        return;
+    };
+    let pool = Cluster::own("interop");
+    cluster.make_pool(&pool);
+    let mut script = std::process::Command::new(root().join("tests/ceph/interop.sh"));
+    script.arg(home.path("ferry")).arg(&pool).current_dir(home.dir()).stdin(std::process::Stdio::null());
+    script.env("CEPH_CONF", cluster.conf()).env("FERRY_HOME", home.path("home"));
+    let said = script.output().unwrap();
+    let facts = String::from_utf8_lossy(&said.stdout);
+    assert!(said.status.success() && !facts.contains("SKIPPED"), "{facts}");
+    println!("{facts}");
+    assert_eq!(facts.lines().filter(|l| l.starts_with("    ok  ")).count(), 26, "{facts}");
+    cluster.remove_pool(&pool);
 }

@@ -64,8 +64,7 @@ fn the_lock_of_a_dead_owner_is_taken_after_it_was_cut_off() {
     let Some(cluster) = Cluster::for_test(&home, test) else { return };
     promised("The lock of an owner that died is taken after that owner was cut off from the cluster");
     let pool = Cluster::own("owners");
-    cluster.ceph("ceph", &format!("osd pool create {pool} 8"));
-    cluster.ceph("rbd", &format!("pool init {pool}"));
+    cluster.make_pool(&pool);
     let image = format!("{pool}/i");
     cluster.ceph("rbd", &format!("create {image} --size 16M"));
     for (first, second) in [("stock", "ferry"), ("ferry", "stock"), ("ferry", "ferry")] {
@@ -100,5 +99,33 @@ fn the_lock_of_a_dead_owner_is_taken_after_it_was_cut_off() {
     cluster.ceph("rbd", &format!("lock add {image} mine"));
     let line = format!("bench {image} --io-type write --io-size 4K --io-total 4K");
     assert_eq!(super::ours(&home, &cluster, &line).status.code(), Some(16));
-    cluster.ceph("ceph", &format!("osd pool delete {pool} {pool} --yes-i-really-really-mean-it"));
+    cluster.remove_pool(&pool);
+}
+
+#[test]
+fn an_owner_that_dies_while_it_hands_its_lock_over_is_not_waited_for() {
+    let test = "an_owner_that_dies_while_it_hands_its_lock_over_is_not_waited_for";
+    let home = Home::empty();
+    let Some(cluster) = Cluster::for_test(&home, test) else { return };
+    promised("or promised the lock and did not give it, is waited for as long as the cluster counts it");
+    let pool = Cluster::own("promise");
+    cluster.make_pool(&pool);
+    let image = format!("{pool}/i");
+    cluster.ceph("rbd", &format!("create {image} --size 16M"));
+    // It dies before it is asked, while it is, or when it has promised: whatever the moment, the lock is had.
+    for (program, delay) in [("ferry", 40), ("stock", 80), ("ferry", 120)] {
+        let mut owner = writer(&home, &cluster, program, &image);
+        let took = thread::scope(|scope| {
+            let asks = scope.spawn(|| takes_over(&home, &cluster, "ferry", &image));
+            thread::sleep(Duration::from_millis(delay));
+            signal(&owner, "-KILL");
+            asks.join().unwrap()
+        });
+        owner.wait().unwrap();
+        println!(
+            "{program} killed {delay} ms after ferry began: taken over after {:.1} s",
+            took.as_secs_f64()
+        );
+    }
+    cluster.remove_pool(&pool);
 }

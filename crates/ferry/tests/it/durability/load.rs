@@ -79,6 +79,11 @@ impl Load {
         }
     }
 
+    /// Waits until every connection has ended by itself; how.
+    pub(crate) fn outcomes(self) -> Vec<io::Result<()>> {
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    }
+
     /// Ends it, the server being gone: that alone is no failure.
     pub(crate) fn end_without_server(self) {
         self.is_stopped.store(true, Ordering::SeqCst);
