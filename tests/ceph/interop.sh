@@ -120,9 +120,9 @@ print(json.dumps({k: v for k, v in info.items() if k not in own}, sort_keys=True
 deep_copies() {
     local at
     rbd snap create "$POOL/$P.cf@x" &&
-        rbd bench "$POOL/$P.cf" --io-type write --io-size 4K --io-total 64K --io-pattern rand &&
+        rbd bench "$POOL/$P.cf" --io-type write --io-size 4K --io-total 64K --io-pattern seq &&
         rbd snap create "$POOL/$P.cf@y" &&
-        rbd bench "$POOL/$P.cf" --io-type write --io-size 4K --io-total 128K --io-pattern rand &&
+        rbd bench "$POOL/$P.cf" --io-type write --io-size 4K --io-total 128K --io-pattern seq &&
         ferry deep cp "$POOL/$P.cf" "$POOL/$P.df" --rbd-default-clone-format 2 &&
         rbd deep cp "$POOL/$P.cf" "$POOL/$P.dr" --rbd-default-clone-format 2 || return 1
     for at in @x @y ""; do

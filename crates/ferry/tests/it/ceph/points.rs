@@ -80,7 +80,8 @@ impl Ground {
     fn versions(&self) -> u64 {
         let df: Value = serde_json::from_str(&self.cluster.ceph("rados", "df --format json")).unwrap();
         let pools = df["pools"].as_array().unwrap().iter();
-        let pool = pools.into_iter().find(|p| p["name"] == self.pool.as_str()).unwrap();
+        // One that was just made is not counted yet.
+        let Some(pool) = pools.into_iter().find(|p| p["name"] == self.pool.as_str()) else { return 0 };
         let count = &pool["num_object_clones"];
         count.as_u64().or_else(|| count.as_str().and_then(|s| s.parse().ok())).unwrap()
     }

@@ -23,12 +23,15 @@ fn disk(dir: &Path) -> Vec<u8> {
 }
 
 fn qemu_nbd(dir: &Path, clients: &str) -> Server {
-    let socket = dir.join("socket");
+    let (socket, pid) = (dir.join("socket"), dir.join("pid"));
     // What a killed one left.
     drop(std::fs::remove_file(&socket));
+    drop(std::fs::remove_file(&pid));
     let mut command = Command::new("qemu-nbd");
     command.args(["-r", "-t", "-f", "raw", "-x", "disk", "-e", clients, "-k"]).arg(&socket);
-    Server::start(command.arg(dir.join("disk.raw")), || socket.exists())
+    // Its socket is there a moment before it listens; this file is not.
+    command.arg("--pid-file").arg(&pid);
+    Server::start(command.arg(dir.join("disk.raw")), || pid.exists())
 }
 
 /// Serves the file with these filters, and parameters of theirs.
