@@ -250,7 +250,7 @@ impl Io {
     pub async fn move_object(&self, object: ObjectNo) -> Result<Move> {
         let (mut moved, mut trail) = (Moved::default(), Trail::default());
         let Some(history) = self.history() else { return Ok(trail.end(Migrated::There, moved)) };
-        let mut losses = 0;
+        let (mut losses, mut newest) = (0, None);
         while losses <= WRITE_RETRIES_MAX {
             let right_until = match self.standing(object).await? {
                 Standing::Finished(migrated) => {
@@ -264,6 +264,10 @@ impl Io {
                 Standing::Missing => None,
                 Standing::Unfinished(snap) => Some(snap),
             };
+            // A long history may be lost step by step to another who brings it: that is no object that comes and goes.
+            if right_until > newest {
+                (losses, newest) = (0, right_until);
+            }
             let Some(step) = history.next_step(self, object, right_until, &mut trail).await? else {
                 return Ok(trail.end(Migrated::Nothing, moved));
             };
