@@ -8,6 +8,7 @@
 //!   answered, is bounded for each connection, and by the budget for all of them together.
 //! - Whatever a client was told is done is done; a flush is begun after it came in.
 //! - One flush runs at a time; those that come meanwhile share the next one.
+//! - Nothing comes between the pieces of a read that was promised in one: no other reply, and no flush that would be answered.
 //! - Nothing is under way once [`Connection::run`] returned.
 
 mod gather;
@@ -36,7 +37,7 @@ use self::large::{LargeRead, LargeWrite, Receiving};
 use self::output::Output;
 use self::pace::Pace;
 use self::reply::{Failure, Style};
-use self::work::{Elsewhere, Work};
+use self::work::{Answer, Elsewhere, Held, Owner, Work};
 use super::budget::{Budget, Lease};
 use super::client::Client;
 use super::handshake::{Agreed, Selected};
@@ -68,6 +69,8 @@ pub(super) struct Connection<S> {
     output: Output,
     stage: Stage,
     work: FuturesUnordered<Work>,
+    /// Answers that came while a promised read went out; told when it is over.
+    aside: Vec<(Held, Answer)>,
     /// Payload of what is under way without a lease. Bytes.
     unleased: usize,
     /// How many requests are done by other threads.
@@ -181,6 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             output,
             stage: Stage::Head,
             work: FuturesUnordered::new(),
+            aside: Vec::new(),
             unleased: 0,
             elsewhere: 0,
             large_writes: BTreeMap::new(),
@@ -300,7 +304,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             self.unleased -= held.unleased;
             self.elsewhere -= usize::from(was_elsewhere);
-            self.settle(held, answer);
+            if self.is_promised() && held.owner != Owner::ReadPiece {
+                self.aside.push((held, answer));
+            } else {
+                self.settle(held, answer);
+            }
         }
         is_any
     }
@@ -314,6 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.pace.took(reads, bytes, self.now.elapsed());
         }
         if self.flushes.is_due()
+            && !self.is_promised()
             && let Some(round) = self.enter(&mut round, cx)
         {
             self.flush(round, cx);
@@ -364,6 +373,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Stage::Reading(_) => Ok(self.step_reading(round, cx)),
             Stage::Skipping { .. } => Ok(None),
         }
+    }
+
+    /// Whether the bytes that follow those in the output are a client's data, and must be nothing else.
+    fn is_promised(&self) -> bool {
+        matches!(&self.stage, Stage::Reading(read) if read.is_promised())
     }
 
     /// Whether another request may be taken in.

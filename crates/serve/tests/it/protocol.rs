@@ -117,6 +117,54 @@ fn options_are_bounded_in_length_and_number() {
 }
 
 #[test]
+fn nothing_comes_between_the_pieces_of_a_read_that_was_promised_whole() {
+    let world = World::new();
+    let device = world.add("a", MemoryDevice::new(40 * MIB).filled(5));
+    let contents = device.contents();
+    let whole = 8 << 20..24 << 20;
+    for is_structured in [false, true] {
+        let (mut client, flags) = match is_structured {
+            false => (Client::attached(&world, "a"), 0),
+            true => (Client::structured(&world, "a"), DF),
+        };
+        // Flushes that are done at once, and flushes that are done when the read has begun.
+        for micros in [0, 20_000, 20_000, 0, 0] {
+            device.flush_micros.store(micros, Ordering::SeqCst);
+            client.send(
+                &[
+                    request_bytes(0, FLUSH, 1, 0, 0),
+                    request_bytes(flags, READ, 2, 8 * MIB, 16 << 20),
+                    request_bytes(0, FLUSH, 3, 0, 0),
+                ]
+                .concat(),
+            );
+            std::thread::sleep(Duration::from_millis(40));
+            let mut done = Vec::new();
+            while done.len() < 3 {
+                match client.reply() {
+                    Reply::Simple { error: 0, cookie } => {
+                        if cookie == 2 {
+                            let mut data = vec![0; 16 << 20];
+                            client.0.read_exact(&mut data).unwrap();
+                            assert!(data == contents[whole.clone()]);
+                        }
+                        done.push(cookie);
+                    }
+                    Reply::Chunk { kind: 1, cookie: 2, is_done, data } => {
+                        assert!(data[8..] == contents[whole.clone()]);
+                        done.extend(is_done.then_some(2));
+                    }
+                    Reply::Chunk { kind: 0, is_done: true, cookie, .. } => done.push(cookie),
+                    other => panic!("{other:?}"),
+                }
+            }
+            done.sort_unstable();
+            assert_eq!(done, [1, 2, 3]);
+        }
+    }
+}
+
+#[test]
 fn a_read_in_pieces_that_fails_midway_says_so() {
     let (world, device) = world();
     device.bad_byte.store(9 * MIB, Ordering::SeqCst);

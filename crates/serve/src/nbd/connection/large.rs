@@ -221,8 +221,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         if is_last {
             self.count(&request, true, read.began);
+            self.tell_aside();
         } else {
             self.stage = Stage::Reading(read);
+        }
+    }
+
+    /// Tells what was answered while a read had the stream for itself.
+    fn tell_aside(&mut self) {
+        for (held, answer) in std::mem::take(&mut self.aside) {
+            self.settle(held, answer);
         }
     }
 
@@ -233,6 +241,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.count(&read.request, false, read.began);
         if self.style.is_structured {
             self.style.broken(&mut self.output, &read.request, read.left, failure);
+            self.tell_aside();
         } else {
             // A simple reply has said that all is well: only hanging up says otherwise.
             self.fault = Some(io::Error::other("a read failed after its reply had begun"));
@@ -244,6 +253,11 @@ impl LargeRead {
     /// How much may wait to be sent before the next piece is read. A piece on its way out is hot; more of them would not be.
     pub(super) fn leased_max(&self) -> usize {
         self.piece_max
+    }
+
+    /// Whether the client takes whatever is sent next for its data.
+    pub(super) fn is_promised(&self) -> bool {
+        self.is_promised
     }
 
     /// Where the next piece starts.
