@@ -1,6 +1,7 @@
 //! Exports served over NBD. What of the protocol, and how: `docs/protocol/nbd.md`.
 
 mod budget;
+mod channel;
 mod client;
 mod connection;
 mod errno;
@@ -10,6 +11,7 @@ mod server;
 mod tls;
 mod wire;
 
+pub use channel::{Channel, Room};
 pub use client::{ClientInfo, Peer};
 pub use server::{Listener, Options, Plain, Refusals, Security, Server};
 pub use tls::{Demand, Tls};

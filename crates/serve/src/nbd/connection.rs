@@ -28,7 +28,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, Stream};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 use self::gather::{Gather, NAP};
@@ -39,9 +38,10 @@ use self::pace::Pace;
 use self::reply::{Failure, Style};
 use self::work::{Answer, Elsewhere, Held, Owner, Work};
 use super::budget::{Budget, Lease};
+use super::channel::{Channel, Room};
 use super::client::Client;
 use super::handshake::{Agreed, Selected};
-use super::limits::{BUSY_SHARE, IDLE_AFTER, OUTPUT_BUSY, OUTPUT_MIN, PENDING_MAX, PIECE_MAX};
+use super::limits::{BUSY_SHARE, IDLE_AFTER, OUTPUT_BUSY, OUTPUT_MIN, PENDING_MAX, PIECE_MAX, SEND_ROOM};
 use super::wire::Request;
 use crate::export::{Attached, Entered, Export};
 use crate::traffic::{Tally, Traffic};
@@ -80,6 +80,8 @@ pub(super) struct Connection<S> {
     flushes: Flushes,
     /// Memory of a busy connection, while it has it.
     busy: Option<Lease>,
+    /// Memory of a socket with room for large replies, while it has it.
+    room: Option<Lease>,
     idle: Idle,
     entering: Option<Entering>,
     /// Whether no request is taken in any more, and why.
@@ -168,7 +170,7 @@ impl std::fmt::Debug for Entering {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Channel> Connection<S> {
     /// A connection that agreed on what it uses.
     pub(super) fn new(stream: S, agreed: Agreed, client: Arc<Client>, shared: Arc<Shared>) -> Self {
         let output = Output::new(stream.is_write_vectored());
@@ -191,6 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             large_writes_ever: 0,
             flushes: Flushes::default(),
             busy: None,
+            room: None,
             idle: Idle {
                 timer: Box::pin(tokio::time::sleep(IDLE_AFTER)),
                 is_armed: false,
@@ -389,6 +392,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             && self.work.len() < PENDING_MAX
     }
 
+    /// Whether there is nothing to do but what the client asks for next: it waits for each reply.
+    fn is_alone(&self) -> bool {
+        self.work.is_empty() && self.output.is_empty() && !self.input.has_request()
+    }
+
+    /// Lets large replies wait in the socket, where there is memory for it: the fewer times the client empties it before it hears
+    /// of more, the fewer times each wakes the other.
+    fn make_room(&mut self) {
+        if self.room.is_none()
+            && let Some(lease) = self.shared.budget.take(SEND_ROOM, SEND_ROOM)
+            && self.stream.make_room(Room::Large)
+        {
+            self.room = Some(lease);
+        }
+    }
+
     /// The device, once the export is not paused.
     fn poll_enter(&mut self, cx: &mut Context<'_>) -> Poll<Round> {
         let entered = match &mut self.entering {
@@ -437,7 +456,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Gives memory back after a while without requests.
     fn poll_idle(&mut self, cx: &mut Context<'_>) {
-        if self.busy.is_none() {
+        if self.busy.is_none() && self.room.is_none() {
             return;
         }
         if !self.idle.is_armed {
@@ -453,6 +472,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.input.may_grow(false);
                 self.output.shrink();
                 self.busy = None;
+                if self.room.take().is_some() {
+                    self.stream.make_room(Room::Usual);
+                }
                 self.idle.is_armed = false;
                 return;
             }

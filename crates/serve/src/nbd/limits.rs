@@ -37,6 +37,13 @@ pub(super) const PIECE_MAX: usize = 1 << 20;
 /// cache. Bytes.
 pub(super) const PIECE_HOT: usize = 256 << 10;
 
+/// What a socket of this machine takes in for a client that gets large replies: one as a whole. Bytes.
+pub(super) const SEND_ROOM: usize = 1 << 20;
+/// The same of other clients: what the system gives a socket by itself. Bytes.
+pub(super) const SEND_ROOM_USUAL: usize = 208 << 10;
+/// Large reads of one connection that other threads are at, while its own reads and sends in pieces that stay in the
+/// processor's cache: with more of them more goes through memory, at more CPU time each.
+pub(super) const READS_AHEAD_MAX: usize = 1;
 /// Pieces of one connection that are being written at once: one arrives while others are written.
 pub(super) const PIECES_UNDER_WAY_MAX: usize = 4;
 /// Requests of a connection that the device has not answered yet; more stay in the socket.

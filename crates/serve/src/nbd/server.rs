@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ferry_core::{Error, ErrorKind, Result};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
@@ -25,6 +24,7 @@ use self::listen::{Arrived, Listening};
 pub use self::listen::{Listener, Security};
 use self::threads::{THREADS, Threads};
 use super::budget::Budget;
+use super::channel::Channel;
 use super::client::{Client, ClientInfo, Peer};
 use super::connection::{Connection, Shared};
 use super::handshake::{Agreed, Encryption, Handshake, Step};
@@ -267,7 +267,7 @@ impl Server {
     /// The client is cut off; requests under way may still happen.
     pub async fn serve_stream<S>(self: &Arc<Self>, stream: S)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Channel,
     {
         if let Some(listed) = self.admit(Peer::Inside) {
             self.serve(stream, &Security::Plain, &listed.client).await;
@@ -346,7 +346,7 @@ impl Server {
 
     async fn serve<S>(&self, stream: S, security: &Security, client: &Arc<Client>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Channel,
     {
         let deadline = Instant::now() + self.options.handshake_timeout;
         let mut talk = Talk {
@@ -381,7 +381,7 @@ impl Server {
     /// Goes on over TLS; whether the negotiation came to its end.
     async fn serve_encrypted<S>(&self, mut talk: Talk<'_>, stream: S) -> bool
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Channel,
     {
         match talk.go_on(stream).await {
             Ok(Met::Attached(stream, agreed)) => {
@@ -395,7 +395,7 @@ impl Server {
 
     async fn attached<S>(&self, stream: S, agreed: Agreed, client: &Arc<Client>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Channel,
     {
         let export = Arc::clone(&agreed.export);
         let is_offered = self.exports.get(export.name()).is_some_and(|e| Arc::ptr_eq(&e, &export));
@@ -427,7 +427,7 @@ impl<'a> Talk<'a> {
     /// Greets, then as [`Self::go_on`].
     async fn open<S>(&mut self, mut stream: S) -> io::Result<Met<S>>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Channel,
     {
         let (client, deadline) = (self.client, self.deadline);
         match within(client, deadline, self.handshake.greet(&mut stream)).await? {
@@ -439,7 +439,7 @@ impl<'a> Talk<'a> {
     /// Negotiates.
     async fn go_on<S>(&mut self, mut stream: S) -> io::Result<Met<S>>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Channel,
     {
         let (client, deadline) = (self.client, self.deadline);
         Ok(match within(client, deadline, self.handshake.negotiate(&mut stream)).await? {

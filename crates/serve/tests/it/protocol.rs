@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_serve::export::Attendance;
 use ferry_serve::nbd::{Listener, Security};
@@ -114,6 +114,79 @@ fn options_are_bounded_in_length_and_number() {
     }
     client.send(&option_bytes(LIST, b""));
     assert!(client.is_cut_off());
+}
+
+#[test]
+fn large_reads_are_read_ahead_and_each_gets_its_own_bytes() {
+    let world = World::new();
+    let device = world.add("a", MemoryDevice::new(40 * MIB).filled(5));
+    let contents = device.contents();
+    device.bad_byte.store(37 * MIB, Ordering::SeqCst);
+    for is_structured in [false, true] {
+        let mut client = match is_structured {
+            false => Client::attached(&world, "a"),
+            true => Client::structured(&world, "a"),
+        };
+        let places: Vec<u64> = (0..12_u64).map(|i| i * 3 * MIB + 512 * i).chain([36 * MIB + 4096]).collect();
+        let heads: Vec<Vec<u8>> =
+            places.iter().zip(0..).map(|(at, i)| request_bytes(0, READ, i, *at, 1 << 20)).collect();
+        client.send(&heads.concat());
+        // As much as the socket takes is there before anybody takes it.
+        let until = Instant::now() + Duration::from_secs(10);
+        while rustix::io::ioctl_fionread(&client.0).unwrap() < 256 << 10 {
+            assert!(Instant::now() < until, "the socket has no room for a large reply");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut got = vec![vec![0; 1 << 20]; places.len()];
+        let (mut well, mut failed) = (0, 0);
+        while well + failed < places.len() {
+            match client.reply() {
+                Reply::Simple { error, cookie } if error == 0 => {
+                    client.0.read_exact(&mut got[usize::try_from(cookie).unwrap()]).unwrap();
+                    well += 1;
+                }
+                Reply::Chunk { kind: 1, is_done, cookie, data } => {
+                    let cookie = usize::try_from(cookie).unwrap();
+                    let at = u64::from_be_bytes(data[..8].try_into().unwrap()) - places[cookie];
+                    let at = usize::try_from(at).unwrap();
+                    got[cookie][at..at + data.len() - 8].copy_from_slice(&data[8..]);
+                    well += usize::from(is_done);
+                }
+                Reply::Simple { cookie, .. } | Reply::Chunk { cookie, is_done: true, .. } => {
+                    assert_eq!(cookie, 12);
+                    failed += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(failed, 1);
+        for (at, bytes) in places.iter().zip(&got).take(12) {
+            let at = usize::try_from(*at).unwrap();
+            assert!(*bytes == contents[at..at + (1 << 20)], "{at}");
+        }
+    }
+}
+
+#[test]
+fn room_for_large_replies_is_given_back_after_a_while() {
+    let (world, device) = world();
+    device.fill_with_zeros();
+    let mut client = Client::attached(&world, "a");
+    client.request(0, READ, 1, 0, 1 << 20);
+    assert_eq!(client.reply(), Reply::Simple { error: 0, cookie: 1 });
+    client.0.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    let held = world.server.bytes_in_flight();
+    assert!(held >= 1 << 20, "{held}");
+    let until = Instant::now() + Duration::from_secs(20);
+    while world.server.bytes_in_flight() > 0 {
+        assert!(Instant::now() < until, "memory of an idle connection is still held");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let head = |i| request_bytes(0, READ, i, 0, 64 << 10);
+    client.send(&(0..16).flat_map(head).collect::<Vec<u8>>());
+    std::thread::sleep(Duration::from_millis(300));
+    let there = rustix::io::ioctl_fionread(&client.0).unwrap();
+    assert!(there <= 256 << 10, "{there}");
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use ferry_core::Buffer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::reply::{Failure, Part};
 use super::work::{Answer, Coming, Held, Owner, elsewhere};
 use super::{Blocked, Connection, Round, Stage};
 use crate::nbd::budget::Lease;
+use crate::nbd::channel::Channel;
 use crate::nbd::limits::{PIECE_MAX, PIECE_MIN, PIECES_UNDER_WAY_MAX};
 use crate::nbd::wire::{Request, WireError, command_flag};
 
@@ -78,7 +79,7 @@ impl Receiving {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Channel> Connection<S> {
     /// Starts to receive a write that is too large to be received whole.
     pub(super) fn receive(&mut self, request: Request) {
         let id = self.large_writes_ever;

@@ -7,15 +7,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ferry_core::Reply;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::reply::Failure;
 use super::work::{Answer, Coming, Held, Owner, Work, elsewhere, read_ahead, status, zero};
 use super::{Blocked, Connection, End, Round, Stage};
 use crate::export::Entered;
+use crate::nbd::channel::Channel;
 use crate::nbd::limits::{
-    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_HOT, PIECE_MAX, READS_ELSEWHERE_MAX, STATUS_STEP,
-    WHOLE_MAX, ZERO_INLINE_MAX,
+    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_HOT, PIECE_MAX, READS_AHEAD_MAX, READS_ELSEWHERE_MAX,
+    STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
 };
 use crate::nbd::wire::{Command, REQUEST_SIZE, Request, WireError, command_flag};
 use crate::traffic::Sort;
@@ -44,7 +44,7 @@ fn is_heavy(request: &Request) -> bool {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Channel> Connection<S> {
     /// Takes in the next request; says what is missing where it cannot.
     pub(super) fn step_request(
         &mut self,
@@ -189,15 +189,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// A read that may be too large for the memory there is.
     fn read_large(&mut self, request: Request, length: usize, round: &Round, cx: &mut Context<'_>) {
+        self.make_room();
+        let is_large = length > PIECE_HOT;
         let can_break_off = self.style.is_structured && !request.has(command_flag::DF);
-        if can_break_off && length > PIECE_HOT && !self.pace.is_slow() {
+        // Sending takes as long as reading. Who has other requests under way gains by both at once; who has none waits less for
+        // the first bytes of a read in pieces.
+        let is_ahead = is_large && !self.is_alone() && self.elsewhere < READS_AHEAD_MAX;
+        if can_break_off && is_large && !is_ahead && !self.pace.is_slow() {
             return self.read_in_pieces(request, PIECE_HOT);
         }
         let lease = if length <= PIECE_MAX { self.shared.budget.take(length, length) } else { None };
         if lease.is_none() {
             return self.read_in_pieces(request, PIECE_MAX);
         }
-        let coming = self.read(&round.device, request.offset, u64::from(request.length));
+        let (offset, length) = (request.offset, u64::from(request.length));
+        let coming = if is_ahead {
+            self.read_elsewhere(&round.device, offset, length)
+        } else {
+            self.read(&round.device, offset, length)
+        };
         let held = Held { owner: Owner::Whole(request), began: self.now, lease, unleased: 0 };
         self.start(coming, held, round, cx);
     }
@@ -209,6 +219,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.reads = (self.reads.0 + 1, self.reads.1 + length);
             return Coming::Data(device.read(offset, length));
         }
+        self.read_elsewhere(device, offset, length)
+    }
+
+    /// Reads on another thread.
+    fn read_elsewhere(&self, device: &Arc<Entered>, offset: u64, length: u64) -> Coming {
         let pace = Arc::clone(&self.pace);
         elsewhere(device, move |device| {
             let began = Instant::now();

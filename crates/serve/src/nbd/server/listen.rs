@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use ferry_core::{Error, ErrorKind, Result};
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{Plain, Server};
+use crate::nbd::channel::Channel;
 use crate::nbd::client::Peer;
 use crate::nbd::limits::{KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, USER_TIMEOUT};
 use crate::nbd::tls::{Demand, Tls};
@@ -108,7 +108,7 @@ enum Accepted {
 /// A stream between the reactor that took it in and the one that serves it.
 pub(super) trait Arrived: Send + 'static {
     /// What it is served as.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Channel + 'static;
 
     /// Takes its place in the runtime that this is called in.
     fn settle(self) -> io::Result<Self::Stream>;
