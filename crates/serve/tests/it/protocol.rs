@@ -141,7 +141,7 @@ fn large_reads_are_read_ahead_and_each_gets_its_own_bytes() {
         let (mut well, mut failed) = (0, 0);
         while well + failed < places.len() {
             match client.reply() {
-                Reply::Simple { error, cookie } if error == 0 => {
+                Reply::Simple { error: 0, cookie } => {
                     client.0.read_exact(&mut got[usize::try_from(cookie).unwrap()]).unwrap();
                     well += 1;
                 }
@@ -156,7 +156,7 @@ fn large_reads_are_read_ahead_and_each_gets_its_own_bytes() {
                     assert_eq!(cookie, 12);
                     failed += 1;
                 }
-                other => panic!("{other:?}"),
+                other @ Reply::Chunk { .. } => panic!("{other:?}"),
             }
         }
         assert_eq!(failed, 1);
