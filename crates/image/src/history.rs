@@ -25,6 +25,7 @@ use bytes::Bytes;
 use ferry_core::{
     Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, ReadReply, Result, SnapContext, SnapId, WriteOp,
 };
+use futures_util::stream::{self, StreamExt};
 
 use self::early::Early;
 use crate::digest::Digest;
@@ -32,7 +33,7 @@ use crate::features::{Features, Flags};
 use crate::image::Image;
 use crate::io::Io;
 use crate::layout::{ObjectExtent, ObjectNo};
-use crate::limits::WRITE_RETRIES_MAX;
+use crate::limits::{OBJECTS_IN_FLIGHT, WRITE_RETRIES_MAX};
 use crate::object_map::ObjectState;
 use crate::revision::Revision;
 use trail::Trail;
@@ -299,18 +300,35 @@ impl Io {
                 None => Standing::Finished(Migrated::There),
             }),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                if !store.capabilities().list_snaps {
-                    return Ok(Standing::Missing);
-                }
-                match store.list_snaps(&id).await {
-                    Ok(set) if !set.clones.is_empty() => Ok(Standing::Finished(Migrated::Gone)),
-                    Ok(_) => Ok(Standing::Missing),
-                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(Standing::Missing),
-                    Err(e) => Err(e.with("image_object", object.0)),
-                }
+                let was_there = self.was_there(object).await.map_err(|e| e.with("image_object", object.0))?;
+                Ok(if was_there { Standing::Finished(Migrated::Gone) } else { Standing::Missing })
             }
             Err(e) => Err(e.with("image_object", object.0)),
         }
+    }
+
+    /// Whether versions are preserved of an object that HEAD lacks.
+    async fn was_there(&self, object: ObjectNo) -> Result<bool> {
+        let (store, id) = (&self.revision().store, self.revision().object_id(object));
+        let is_found = |found: Result<bool>| match found {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            found => found,
+        };
+        if store.capabilities().list_snaps {
+            return is_found(store.list_snaps(&id).await.map(|set| !set.clones.is_empty()));
+        }
+        // One that is preserved at all is preserved for a point that is still there.
+        let points = self.history().map_or(&[][..], |h| h.points());
+        let before_head = &points[..points.len().saturating_sub(1)];
+        let looks: Vec<_> =
+            before_head.iter().map(|p| store.read(&id, p.revision.snap, ReadOp::stat())).collect();
+        let mut looks = stream::iter(looks).buffer_unordered(OBJECTS_IN_FLIGHT);
+        while let Some(found) = looks.next().await {
+            if is_found(found.map(|_| true))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes one step of an object's history.

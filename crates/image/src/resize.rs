@@ -13,7 +13,7 @@ use crate::features::Flags;
 use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
-use crate::layout::ObjectExtent;
+use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::object_map::OBJECTS_MAX;
 use crate::progress::Progress;
@@ -62,6 +62,7 @@ pub async fn resize(
     } else if size < before {
         io.trim(size, progress).await?;
         set_size(image, size).await?;
+        io.remove_emptied(count).await?;
         resize_map(image, &io, count).await?;
     }
     progress(1, 1);
@@ -122,6 +123,20 @@ impl Io {
         }
         self.announced(vec![cut.object], self.change_target(cut.object, &[Effect::Truncate(cut.offset)]))
             .await
+    }
+
+    /// Removes the objects from number `count` on that [`Self::trim_target`] could only empty. Now that the overlap with the source
+    /// is smaller, nothing would bring them in again.
+    async fn remove_emptied(&self, count: u64) -> Result<()> {
+        if self.history().is_none() || self.revision().store.capabilities().list_snaps {
+            return Ok(());
+        }
+        let mut there: Vec<ObjectNo> = (count..self.revision().object_count()).map(ObjectNo).collect();
+        there.retain(|object| self.map().is_none_or(|map| map.get(*object).may_exist()));
+        let removals = stream::iter(there).map(|object| self.remove_object(object));
+        let mut removals = std::pin::pin!(removals.buffer_unordered(OBJECTS_IN_FLIGHT));
+        while removals.try_next().await?.is_some() {}
+        Ok(())
     }
 
     /// Cuts one object off. What showed through of the parent goes with the overlap.

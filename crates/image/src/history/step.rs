@@ -95,7 +95,7 @@ impl History {
         let right_until = (end < points.len()).then(|| points[end - 1].revision.snap);
         let effects = match (right_until, points.last()) {
             // HEAD was shrunk and does not reach the object any more; only what is older needs it.
-            (None, Some(head)) if after.is_some() && is_behind(io, &head.revision, object) => {
+            (None, Some(head)) if after.is_some() && head.revision.length_of(object) == 0 => {
                 vec![Effect::Remove]
             }
             _ => effects,
@@ -111,11 +111,6 @@ impl History {
             before_head: points.len().checked_sub(2).map(|n| points[n].revision.snap),
         }))
     }
-}
-
-/// Whether an object lies behind the end of HEAD, on a store that can tell later that it was there.
-fn is_behind(io: &Io, head: &Revision, object: ObjectNo) -> bool {
-    head.length_of(object) == 0 && io.revision().store.capabilities().list_snaps
 }
 
 /// The first point at which the target needs an object of its own.

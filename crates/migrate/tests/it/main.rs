@@ -4,6 +4,7 @@
 mod case;
 mod fault;
 mod import;
+mod maps;
 mod points;
 mod rivals;
 mod shrunk;

@@ -64,6 +64,7 @@ VERBS = {
     "remove": lambda a: remove(a["image"]),
     "close": lambda a: close(a["image"]),
     "read": lambda a: read(a["image"], a.get("snap")).hex(),
+    "flags": lambda a: str(current(a["image"]).flags()),
     "migration_prepare": lambda a: prepare(a["image"], a["target"]),
     "migration_execute": lambda a: images.migration_execute(io, a["image"]),
     "migration_commit": lambda a: (close(a["image"]), images.migration_commit(io, a["image"])),
