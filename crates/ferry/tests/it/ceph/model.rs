@@ -450,7 +450,7 @@ impl World<'_> {
         }
         if is_flagged {
             let line = format!("object-map rebuild --no-progress {}", self.spec(image));
-            let by = if self.steps / MAPS_EVERY % 2 == 0 { By::Ferry } else { By::Librbd };
+            let by = if (self.steps / MAPS_EVERY).is_multiple_of(2) { By::Ferry } else { By::Librbd };
             let rebuilt = match by {
                 By::Librbd => stock(self.home, self.cluster, &line),
                 By::Ferry => ours(self.home, self.cluster, &line),
