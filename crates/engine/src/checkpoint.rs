@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::space::{Head, Segment, Space, State};
 use crate::tree::DirtyPage;
 
-/// Free files kept for recycling, unless more were prepared; others are removed, so that what the store takes shrinks with what it
+/// Free files kept for recycling, unless more were prepared or the log goes through more; others are removed, so that what the store takes shrinks with what it
 /// holds.
 pub(crate) const SPARE_FILES: usize = 4;
 
@@ -53,6 +53,8 @@ pub(crate) struct Checkpointing {
     objects: Vec<u64>,
     /// Bytes of the log's tail when it began.
     tail_bytes: u64,
+    /// Whether it was begun because of what clients write, who will go on.
+    is_amid_writes: bool,
     /// Whether everything is written, and only to be made durable.
     written: bool,
 }
@@ -149,6 +151,7 @@ impl Core {
                     self.poison_if(&written);
                     written?;
                     self.finish_checkpoint(*job)?;
+                    self.remove_spares()?;
                     while self.merge_changes()? {}
                     return Ok(());
                 }
@@ -191,6 +194,7 @@ impl Core {
             chunks: std::mem::take(&mut self.changed_chunks),
             objects: std::mem::take(&mut self.changed_objects),
             tail_bytes: self.log.tail_bytes,
+            is_amid_writes: false,
             written: false,
         }));
         self.generation += 1;
@@ -282,10 +286,43 @@ impl Core {
         self.cleaned.clear();
         self.counters.checkpoints += 1;
         self.tree.thaw();
+        self.refill_files = if done.is_amid_writes { self.refill_after(done.tail_bytes) } else { 0 };
         self.release(&job.empty)
     }
 
-    /// Makes freed segments usable: their readers must be gone, and files beyond what recycling needs go too.
+    /// As [`Core::begin_checkpoint`], because of what clients write: as much will follow, and needs as many files.
+    pub(crate) fn begin_checkpoint_amid_writes(&mut self) -> Result<()> {
+        self.begin_checkpoint()?;
+        if let Some(running) = &mut self.checkpointing {
+            running.is_amid_writes = true;
+        }
+        Ok(())
+    }
+
+    /// Files the log will go through before the next checkpoint frees any, if it goes on as it did before this one. Kept for it,
+    /// they need not be made anew while writers wait, nor their pages.
+    fn refill_after(&self, tail_bytes: u64) -> usize {
+        // The next one is written while the log goes on.
+        let bytes = tail_bytes.min(TAIL_BYTES_MAX) / 4 * 5;
+        let files = usize::try_from(bytes.div_ceil(self.space.segment_bytes())).expect("a tail is bounded");
+        // Tails are not equally long: one that is short takes little back.
+        (files + SPARE_FILES).max(self.refill_files.saturating_sub(1))
+    }
+
+    /// Free files to keep, where the medium has so many bytes left.
+    fn files_to_keep(&self, free_bytes: u64) -> usize {
+        let leaves_room =
+            |files: u64| free_bytes >= (SPARE_ROOM_SEGMENTS + files) * self.space.segment_bytes();
+        if self.refill_files > self.keep_files && leaves_room(self.refill_files as u64) {
+            self.refill_files
+        } else if leaves_room(0) {
+            self.keep_files
+        } else {
+            0
+        }
+    }
+
+    /// Makes freed segments usable: their readers must be gone.
     fn release(&mut self, empty: &[SegmentNo]) -> Result<()> {
         if empty.is_empty() {
             return Ok(());
@@ -302,15 +339,30 @@ impl Core {
                 waiting.push((era, segments));
                 continue;
             }
-            for no in &segments {
-                self.disk.forget(FileId::Segment(*no));
+            // What is overwritten soon is overwritten faster where its pages are still there.
+            if self.refill_files == 0 {
+                for no in &segments {
+                    self.disk.forget(FileId::Segment(*no));
+                }
             }
             self.space.release(&segments);
         }
         self.retired = waiting;
-        let roomy = self.disk.free_bytes()? >= SPARE_ROOM_SEGMENTS * self.space.segment_bytes();
-        for no in self.space.spare_files(if roomy { self.keep_files } else { 0 }) {
-            self.disk.remove(FileId::Segment(no))?;
+        Ok(())
+    }
+
+    /// A file more than recycling needs, to be removed, then told to [`Space::removed`].
+    pub(crate) fn take_spare(&mut self) -> Result<Option<SegmentNo>> {
+        let keep = self.files_to_keep(self.disk.free_bytes()?);
+        Ok(self.space.take_spare(keep))
+    }
+
+    /// Removes files that recycling does not need.
+    pub(crate) fn remove_spares(&mut self) -> Result<()> {
+        while let Some(no) = self.take_spare()? {
+            let removed = self.disk.remove(FileId::Segment(no));
+            self.space.removed();
+            removed?;
         }
         Ok(())
     }

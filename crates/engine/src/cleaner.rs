@@ -90,6 +90,7 @@ pub(crate) struct Cleaning {
 impl Engine {
     /// Cleans a little if the store needs it. `true` where there is more to do.
     pub(crate) fn clean_step(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
+        self.remove_spares(turn)?;
         let victim = {
             let mut core = self.lock_behind();
             if core.read_only || core.log.poisoned {
@@ -98,7 +99,7 @@ impl Engine {
             core.release_retired()?;
             let frees = core.frees_enough()?;
             if frees && core.changed {
-                core.begin_checkpoint()?;
+                core.begin_checkpoint_amid_writes()?;
                 return Ok(true);
             }
             if !core.wants_cleaning()? || core.space.available(&*self.disk)? <= KEPT_FREE {
@@ -140,6 +141,7 @@ impl Engine {
             let (available, empty, enough, victim) = {
                 let mut core = self.lock();
                 core.release_retired()?;
+                core.remove_spares()?;
                 let available = core.space.available(&*self.disk)?;
                 let empty = core.space.empty().len() as u64;
                 let enough = u64::from(core.space.reserve()) + wanted;

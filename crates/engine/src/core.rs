@@ -90,6 +90,8 @@ pub(crate) struct Core {
     pub(crate) retired: Vec<(Arc<()>, Vec<SegmentNo>)>,
     /// Free segments whose files are kept.
     pub(crate) keep_files: usize,
+    /// Likewise, for as long as the log fills fast: as many as it went through before the last checkpoint; 0 where it does not.
+    pub(crate) refill_files: usize,
     /// Live blocks at which cleaning for room was last given up.
     pub(crate) hopeless: Option<u64>,
     /// Transactions of anybody but the cleaner.

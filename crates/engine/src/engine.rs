@@ -327,7 +327,7 @@ impl Engine {
     }
 
     /// Does a piece of the checkpoint that is being written, or of what follows it. `false` where there is neither.
-    pub(crate) fn checkpoint_piece(&self, _turn: &MutexGuard<'_, ()>) -> Result<bool> {
+    pub(crate) fn checkpoint_piece(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
         let job = {
             let mut core = self.lock_behind();
             if core.checkpointing.is_none() {
@@ -350,7 +350,23 @@ impl Engine {
             return Err(e);
         }
         core.finish_checkpoint(*job)?;
+        drop(core);
+        self.remove_spares(turn)?;
         Ok(true)
+    }
+
+    /// Removes files that recycling does not need. Without the lock: it takes the file system some ten milliseconds each.
+    pub(crate) fn remove_spares(&self, _turn: &MutexGuard<'_, ()>) -> Result<()> {
+        loop {
+            let spare = {
+                let mut core = self.lock_behind();
+                if core.read_only { None } else { core.take_spare()? }
+            };
+            let Some(no) = spare else { return Ok(()) };
+            let removed = self.disk.remove(FileId::Segment(no));
+            self.lock_behind().space.removed();
+            removed?;
+        }
     }
 
     /// Begins a checkpoint where one is due, or goes on with the one that is being written. `true` where there was something to do.
@@ -362,7 +378,7 @@ impl Engine {
         if core.read_only || core.log.poisoned || !core.checkpoint_due() {
             return Ok(false);
         }
-        core.begin_checkpoint()?;
+        core.begin_checkpoint_amid_writes()?;
         Ok(true)
     }
 
@@ -595,6 +611,7 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         retired: Vec::new(),
         hopeless: None,
         keep_files: SPARE_FILES,
+        refill_files: 0,
         changes: 0,
         round: crate::cleaner::Round::default(),
         quiet: None,

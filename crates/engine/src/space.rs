@@ -90,6 +90,8 @@ pub(crate) struct Space {
     free: BTreeSet<SegmentNo>,
     /// Free segments whose file exists.
     files: BTreeSet<SegmentNo>,
+    /// A free segment whose file is being removed.
+    removing: Option<SegmentNo>,
     segment_blocks: u32,
     capacity_bytes: u64,
 }
@@ -101,6 +103,7 @@ impl Space {
             segments: Vec::new(),
             free: BTreeSet::new(),
             files: BTreeSet::new(),
+            removing: None,
             segment_blocks,
             capacity_bytes,
         }
@@ -289,8 +292,9 @@ impl Space {
 
     /// Segments that could be opened now, the reserve included.
     pub(crate) fn available(&self, disk: &dyn Disk) -> Result<u64> {
-        let in_use = self.segments.len() as u64 - self.free.len() as u64;
-        let of_medium = disk.free_bytes()? / self.segment_bytes() + self.files.len() as u64;
+        let leaving = u64::from(self.removing.is_some());
+        let in_use = self.segments.len() as u64 - self.free.len() as u64 - leaving;
+        let of_medium = disk.free_bytes()? / self.segment_bytes() + self.files.len() as u64 + leaving;
         if self.capacity_bytes == 0 {
             return Ok(of_medium);
         }
@@ -367,13 +371,21 @@ impl Space {
         self.files.extend(empty);
     }
 
-    /// Free segments whose files exist, most of them more than recycling needs.
-    pub(crate) fn spare_files(&mut self, keep: usize) -> Vec<SegmentNo> {
-        let mut spare = Vec::new();
-        while self.files.len() > keep {
-            spare.extend(self.files.pop_last());
+    /// Takes a free segment whose file is to be removed, where there are more than `keep`: nobody opens it before
+    /// [`Space::removed`], and nobody misses its room meanwhile.
+    pub(crate) fn take_spare(&mut self, keep: usize) -> Option<SegmentNo> {
+        if self.files.len() <= keep || self.removing.is_some() {
+            return None;
         }
-        spare
+        let no = self.files.pop_last()?;
+        self.free.remove(&no);
+        self.removing = Some(no);
+        Some(no)
+    }
+
+    /// Says that the file is gone, or that it stays for whoever opens its segment next.
+    pub(crate) fn removed(&mut self) {
+        self.free.extend(self.removing.take());
     }
 
     /// Takes a free segment without a file, for one to be made ahead of need: nobody else opens it meanwhile.

@@ -1,7 +1,9 @@
 //! Reading and writing while segments are emptied and used again.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ferry_core::testing::test_env;
@@ -66,11 +68,20 @@ struct Interrupted {
     disk: SimDisk,
     act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     before_many: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    before_removal: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Files made or removed.
+    changes: AtomicUsize,
 }
 
 impl Interrupted {
     fn new() -> Arc<Self> {
-        Arc::new(Self { disk: SimDisk::new(1), act: Mutex::default(), before_many: Mutex::default() })
+        Arc::new(Self {
+            disk: SimDisk::new(1),
+            act: Mutex::default(),
+            before_many: Mutex::default(),
+            before_removal: Mutex::default(),
+            changes: AtomicUsize::new(0),
+        })
     }
 }
 
@@ -98,10 +109,16 @@ impl Disk for Interrupted {
     }
 
     fn create(&self, file: FileId, length: u64) -> Result<()> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.disk.create(file, length)
     }
 
     fn remove(&self, file: FileId) -> Result<()> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let act = self.before_removal.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+        }
         self.disk.remove(file)
     }
 
@@ -216,4 +233,50 @@ fn what_changes_while_it_is_copied_stays_as_changed() {
     drop(store);
     let image = Arc::new(disk.disk.crash(1));
     expect(&Engine::open(image, test_env(2), options).unwrap());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "somebody else writes while a file is removed")]
+fn a_log_that_goes_round_neither_makes_nor_removes_files_until_it_rests() {
+    let disk = Interrupted::new();
+    let options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    let mut round = 0;
+    let mut overwrite = |checkpoints: u64| {
+        let end = store.statistics().checkpoints + checkpoints;
+        while store.statistics().checkpoints < end {
+            round += 1;
+            write(&store, pool, round % 20, content(round));
+            // Somebody is at it now and then, a little at a time.
+            if round % 3 == 0 {
+                store.maintain().unwrap();
+            }
+        }
+    };
+    overwrite(10);
+    let before = disk.changes.load(Ordering::SeqCst);
+    overwrite(20);
+    let changed = disk.changes.load(Ordering::SeqCst) - before;
+    assert!(changed <= 2, "{changed} files were made or removed");
+    // At rest what is not needed goes, and nobody waits for that.
+    let (done, is_done) = std::sync::mpsc::channel();
+    let other = Arc::clone(&store);
+    *disk.before_removal.lock().unwrap() = Some(Box::new(move || {
+        std::thread::spawn(move || {
+            write(&other, pool, 100, content(100));
+            done.send(read(&other, pool, 100) == content(100)).unwrap();
+        });
+        assert!(is_done.recv_timeout(Duration::from_secs(20)).unwrap(), "it was read as it was written");
+    }));
+    while store.maintain().unwrap() {}
+    let files = disk.segments().unwrap().len();
+    write(&store, pool, 0, content(0));
+    assert!(store.begin_checkpoint().unwrap());
+    while store.maintain().unwrap() {}
+    assert!(disk.before_removal.lock().unwrap().is_none(), "no file was removed");
+    let statistics = store.statistics();
+    let in_use = usize::try_from(statistics.segment_bytes / store.segment_bytes()).unwrap();
+    assert!(disk.segments().unwrap().len() <= in_use + 4, "{files} files, {in_use} segments in use");
+    assert!(store.check().unwrap().is_clean());
 }
