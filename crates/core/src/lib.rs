@@ -32,5 +32,5 @@ pub use reply::Reply;
 pub use source::{BlockSource, SourcePoint, SourceSnapshot};
 pub use store::{
     Capabilities, Effect, Guard, ObjectPage, OmapPage, OmapRead, PoolFlags, PoolInfo, PoolStats, ReadOp,
-    ReadReply, SnapContext, SnapSet, SparseData, Store, WriteOp, WriteReply,
+    ReadReply, SnapContext, SnapSet, SparseData, Stamp, Store, WriteOp, WriteReply,
 };

@@ -152,6 +152,37 @@ pub enum ChildStep {
     Detach,
 }
 
+/// What an op leaves on the version of the object that it makes, until the next change, whoever makes that: so that one who wrote an object
+/// can tell whether it is as he left it, also where others write who know nothing of him.
+///
+/// A store that keeps times of change keeps it in place of one, as seconds long before there was any such store; programs that show
+/// it show a day between 1970 and 1987.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(u32);
+
+impl Stamp {
+    /// How many there are.
+    const COUNT: u32 = 1 << 29;
+
+    /// One made of a random number.
+    #[must_use]
+    pub fn of(random: u64) -> Self {
+        Self(1 + u32::try_from(random % u64::from(Self::COUNT)).expect("below 2^29"))
+    }
+
+    /// The one that a time of change stands for; `None` for what is a time.
+    #[must_use]
+    pub fn from_seconds(seconds: i64) -> Option<Self> {
+        u32::try_from(seconds).ok().filter(|s| (1..=Self::COUNT).contains(s)).map(Self)
+    }
+
+    /// The time of change that stands for it. Seconds since 1970.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        i64::from(self.0)
+    }
+}
+
 /// A compound write on one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteOp {
@@ -164,6 +195,8 @@ pub struct WriteOp {
     /// Whether the op may use the space a full store keeps in reserve, because it is part of giving space back (removing an
     /// image, a snapshot). RADOS calls it `FULL_TRY`.
     pub full_try: bool,
+    /// What stays on the object until the next change, where the store keeps it.
+    pub stamp: Option<Stamp>,
 }
 
 impl WriteOp {
@@ -198,6 +231,13 @@ impl WriteOp {
     #[must_use]
     pub fn full_try(mut self) -> Self {
         self.full_try = true;
+        self
+    }
+
+    /// Sets what stays on the object until the next change.
+    #[must_use]
+    pub fn stamped(mut self, stamp: Option<Stamp>) -> Self {
+        self.stamp = stamp;
         self
     }
 
@@ -440,6 +480,8 @@ pub struct ReadReply {
     pub version: u64,
     /// Size of the data at that snapshot. Bytes.
     pub size: u64,
+    /// What the op left that made this version; `None` where it left nothing, or the store does not keep it.
+    pub stamp: Option<Stamp>,
     /// Where asked for.
     pub data: SparseData,
     /// Where asked for.

@@ -49,7 +49,8 @@ impl Io {
         let op = match depth {
             Depth::Bottom => {
                 self.mark_below_snaps(object).await?;
-                WriteOp { effects: from_parent, ..WriteOp::new() }
+                // It shows at the point of prepare of a migration, too.
+                WriteOp { effects: from_parent, ..WriteOp::new() }.stamped(self.copy_stamp())
             }
             Depth::Head => {
                 from_parent.extend(effects);

@@ -337,7 +337,7 @@ impl Io {
             let later = if self.has_fast_diff() { ObjectState::Clean } else { ObjectState::Exists };
             map.mark_in_snaps(object, &step.maps, later).await?;
         }
-        let mut op = WriteOp::new().guard(match step.after {
+        let mut op = WriteOp::new().stamped(self.copy_stamp()).guard(match step.after {
             None => Guard::CreateExclusive,
             Some(snap) => Guard::XattrCompare { name: MARK.to_owned(), value: mark(snap) },
         });

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_core::{
     DeviceExtent, Error, ErrorKind, ExtentState, ObjectId, ReadOp, Result, SnapContext, SnapId, SparseData,
+    Stamp,
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -51,6 +52,8 @@ pub struct Io {
     read_only: bool,
     /// What a migration still has to fill in, where this is its target.
     history: Option<Arc<History>>,
+    /// What is left on objects that are copied.
+    copy_stamp: Option<Stamp>,
     /// Whether the image has an exclusive lock that was not held when this was opened: there is no map then, and no writing.
     lacks_lock: bool,
 }
@@ -102,6 +105,11 @@ impl Io {
     #[must_use]
     pub fn history(&self) -> Option<&Arc<History>> {
         self.history.as_ref()
+    }
+
+    /// What is left on objects of the target of a migration that are copied; `None` where none was agreed on at prepare.
+    pub(crate) fn copy_stamp(&self) -> Option<Stamp> {
+        self.copy_stamp
     }
 
     /// Goes on with what an earlier state of the same image kept in memory.

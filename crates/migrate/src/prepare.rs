@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
+use ferry_core::{Errno, Error, ErrorKind, Result, SnapId, Stamp};
 use ferry_image::clone;
 use ferry_image::create::{CreateOptions, check_free, create_whole, new_header};
 use ferry_image::encoding::{
@@ -30,6 +30,7 @@ use ferry_image::{remove, snapshot, status, trash};
 use crate::abort;
 use crate::children;
 use crate::ends::{Ends, Finding};
+use crate::verify;
 
 /// How the stripes of a target are chosen where they are not given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -363,6 +364,9 @@ impl<'a> Plan<'a> {
         intent.base = Some(BasePoint { snap: base, size: from.size, parent_overlap, largest });
         header.begin_migration(record)?;
         header.intent = Some(intent);
+        if verify::others_may_write(&*self.target.store) {
+            header.set_copy_stamp(Stamp::of(self.target.env.rng.next_u64()));
+        }
         Ok(header)
     }
 }

@@ -27,7 +27,7 @@ use crate::children::as_image;
 use crate::digests::Kept;
 use crate::ends::Ends;
 use crate::execute::{allocated, overlapping, tidy};
-pub(crate) use compare::{compare, others_may_write};
+pub(crate) use compare::{Traces, compare, others_may_write};
 
 /// Bytes compared at once.
 pub(crate) const STEP: u64 = 4 << 20;
@@ -124,7 +124,8 @@ pub async fn verify(ends: &Ends, how: Comparing<'_>, progress: Progress<'_>) -> 
         let a = Ancestor::Image(Arc::new(source.revision_at(from).await?));
         let b = target.revision_at(to).await?;
         let row = kept.row(to).await?;
-        verification.points.push(compare(snap, (a, b, row), objects.as_deref(), how.threads).await?);
+        let ends = (a, b, row, Traces::of(&target).await?);
+        verification.points.push(compare(snap, ends, objects.as_deref(), how.threads).await?);
         progress(verification.points.len() as u64, total);
     }
     Ok(verification)

@@ -142,7 +142,7 @@ impl RadosStore {
         let made = self.io_of(object, View::Head).and_then(|io| {
             let op = Write::new()?;
             op.exec(class, method, input);
-            op.submit(&io, &object_name(object)?, refused)
+            op.submit(&io, &object_name(object)?, None, refused)
         });
         let object = object.clone();
         reply(made.map(|done| async move {
@@ -265,7 +265,9 @@ impl Store for RadosStore {
             Err(e) => Reply::ready(Err(e)),
             Ok(write::Plan::Nothing) => reply(self.version_of(object)),
             Ok(write::Plan::Rollback { view, snap }) => Reply::ready(self.roll_back(object, view, snap)),
-            Ok(write::Plan::Steps { view, steps }) => reply(self.submit_write(object, view, steps)),
+            Ok(write::Plan::Steps { view, steps, stamp }) => {
+                reply(self.submit_write(object, view, (steps, stamp)))
+            }
         }
     }
 

@@ -170,6 +170,7 @@ impl State {
             object.made();
         }
         let changes = creates || !op.effects.is_empty();
+        let stamp = op.stamp;
         for effect in op.effects {
             match effect {
                 Effect::ShareRange { source, at, offset, length, target_offset } => {
@@ -184,6 +185,9 @@ impl State {
             }
         }
         if changes {
+            if let Some(head) = &mut object.head {
+                head.data.stamp = stamp;
+            }
             object.version = version;
             self.version_last = version;
         }

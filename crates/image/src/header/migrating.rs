@@ -110,6 +110,7 @@ impl Header {
     pub fn end_migration(&mut self) {
         self.features = self.features.without(Features::MIGRATING);
         self.migration = None;
+        self.clear_copy_stamp();
     }
 
     /// Whether data that is not on the image must be read from the other end of its migration.

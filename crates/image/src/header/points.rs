@@ -2,15 +2,40 @@
 
 use bytes::Bytes;
 use ferry_core::denc::{Decoder, Encoder};
-use ferry_core::{Error, PoolId, Result, SnapId};
+use ferry_core::{Error, PoolId, Result, SnapId, Stamp};
 
 use super::Header;
 use crate::encoding::MigrationPhase;
+
+/// On the target of a migration: the stamp on what ferry copied and nobody wrote since. i64, as seconds.
+const KEY_COPY_STAMP: &[u8] = b"ferry.copy-stamp";
 
 /// On the source of a migration inside one store: where the target's point of prepare is. `F(1,1)`: i64 pool, u64 id.
 const KEY_TARGET_POINT: &[u8] = b"ferry.target-point";
 
 impl Header {
+    /// Notes on a target what is left on objects that are copied.
+    pub fn set_copy_stamp(&mut self, stamp: Stamp) {
+        let mut e = Encoder::new();
+        e.i64(stamp.seconds());
+        self.other.insert(Bytes::from_static(KEY_COPY_STAMP), e.finish());
+    }
+
+    /// Forgets what is left on objects that are copied.
+    pub fn clear_copy_stamp(&mut self) {
+        self.other.remove(KEY_COPY_STAMP);
+    }
+
+    /// What is left on objects that are copied; `None` where no stamp was agreed on at prepare.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn copy_stamp(&self) -> Result<Option<Stamp>> {
+        let Some(value) = self.other.get(KEY_COPY_STAMP) else { return Ok(None) };
+        let corrupt = || Error::corrupt("the stamp of what is copied is none");
+        Stamp::from_seconds(Decoder::new(value).i64()?).ok_or_else(corrupt).map(Some)
+    }
+
     /// Notes on a source where its target's point of prepare is: the target may be removed by a program that does not know it.
     pub fn set_target_point(&mut self, pool: PoolId, snap: SnapId) {
         let mut e = Encoder::new();

@@ -301,6 +301,7 @@ impl Io {
             has_fast_diff: header.features.contains(Features::FAST_DIFF),
             map: map.map(Arc::new),
             history,
+            copy_stamp: header.copy_stamp()?,
             read_only,
             lacks_lock,
         })

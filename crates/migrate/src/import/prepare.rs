@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ferry_core::{BlockSource, Error, ErrorKind, Namespace, PoolId, Result, SnapId, Timestamp};
+use ferry_core::{BlockSource, Error, ErrorKind, Namespace, PoolId, Result, SnapId, Stamp, Timestamp};
 use ferry_image::create::{CreateOptions, check_free, create_whole, new_header};
 use ferry_image::encoding::{
     BasePoint, ImportPin, MigrationIntent, MigrationPeer, MigrationPhase, MigrationRecord, MigrationSide,
@@ -28,6 +28,7 @@ use ferry_image::trash;
 
 use super::{Import, clear_remains};
 use crate::ends::{End, Ends, Finding};
+use crate::verify;
 
 /// What is imported.
 #[derive(Clone, Debug)]
@@ -259,6 +260,9 @@ impl<'a> Plan<'a> {
         header.snap_seq = base.0;
         let size = self.options.size;
         let largest = self.snaps.iter().map(|s| s.size).fold(size, u64::max);
+        if verify::others_may_write(&*self.target.store) {
+            header.set_copy_stamp(Stamp::of(self.target.env.rng.next_u64()));
+        }
         header.begin_migration(self.record(snap_seqs))?;
         header.intent = Some(MigrationIntent {
             uuid: self.uuid,

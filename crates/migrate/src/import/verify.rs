@@ -10,7 +10,7 @@ use ferry_image::revision::Ancestor;
 use super::{Import, header_of};
 use crate::children::as_image;
 use crate::execute::{allocated, overlapping, tidy};
-use crate::verify::{Comparing, Verification, compare, kept};
+use crate::verify::{Comparing, Traces, Verification, compare, kept};
 
 /// How much of a source is asked at once where its data is. Bytes.
 const ASKED_AT_ONCE: u64 = 1 << 30;
@@ -64,7 +64,8 @@ pub async fn verify_import(
         };
         let there = target.revision_at(to).await?;
         let row = kept.row(to).await?;
-        verification.points.push(compare(snap, (source, there, row), objects.as_deref(), how.threads).await?);
+        let ends = (source, there, row, Traces::of(&target).await?);
+        verification.points.push(compare(snap, ends, objects.as_deref(), how.threads).await?);
         progress(verification.points.len() as u64, total);
     }
     Ok(verification)

@@ -4,10 +4,15 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ferry_core::{Error, ErrorKind, ReadOp, Result, SnapId, SparseData, Store};
+use ferry_core::{Error, ErrorKind, ReadOp, Result, SnapId, SparseData, Stamp, Store};
 use ferry_image::digest::{Digest, has_whole_blocks};
+use ferry_image::features::{Features, Flags};
+use ferry_image::image::Image;
+use ferry_image::io::layout_of;
 use ferry_image::layout::{ImageExtent, ObjectExtent, ObjectNo};
 use ferry_image::limits::{OBJECTS_IN_FLIGHT, SPARSE_BLOCK};
+use ferry_image::live_map::load_stored;
+use ferry_image::object_map::{Loaded, ObjectMap};
 use ferry_image::revision::{Ancestor, Revision};
 use ferry_image::zeroes::is_zero;
 use futures_channel::oneshot;
@@ -28,7 +33,7 @@ enum Unit {
 /// Compares one point, in these objects of the target or in all.
 pub(crate) async fn compare(
     snap: Option<String>,
-    (source, target, kept): (Ancestor, Revision, Row),
+    (source, target, kept, traces): (Ancestor, Revision, Row, Traces),
     objects: Option<&[ObjectNo]>,
     threads: Option<&dyn Threads>,
 ) -> Result<PointReport> {
@@ -44,7 +49,7 @@ pub(crate) async fn compare(
         overwritten: 0,
     };
     let may_be_overwritten = report.snap.is_none() && others_may_write(&*target.store);
-    let pair = Arc::new(Pair { source, target, kept, may_be_overwritten });
+    let pair = Arc::new(Pair { source, target, kept, may_be_overwritten, traces });
     let work = stream::iter(pair.units(objects)).map(|unit| {
         let pair = Arc::clone(&pair);
         beside(threads, async move { pair.compare(unit).await })
@@ -54,6 +59,40 @@ pub(crate) async fn compare(
         report.add(&part?);
     }
     Ok(report)
+}
+
+/// What tells what other programs, which know nothing of a point of prepare, did to a target since.
+#[derive(Debug, Default)]
+pub(crate) struct Traces {
+    /// What is on objects that were copied and not written since, where that was agreed on at prepare.
+    stamp: Option<Stamp>,
+    /// The object map of HEAD, where it is valid.
+    map: Option<ObjectMap>,
+}
+
+impl Traces {
+    /// Of a target; nothing where nobody else writes.
+    ///
+    /// # Errors
+    /// `Corrupt`; those of the store.
+    pub(crate) async fn of(target: &Image) -> Result<Self> {
+        let (store, header) = (&*target.pool.store, &target.header);
+        if !others_may_write(store) {
+            return Ok(Self::default());
+        }
+        let has_map = header.features.contains(Features::OBJECT_MAP)
+            && !header.flags.contains(Flags::OBJECT_MAP_INVALID);
+        let map = if has_map {
+            let count = layout_of(header)?.object_count(header.size);
+            match load_stored(store, &target.object_map_object(SnapId::HEAD), count).await? {
+                Loaded::Valid(map) => Some(map),
+                Loaded::Invalid { .. } => None,
+            }
+        } else {
+            None
+        };
+        Ok(Self { stamp: header.copy_stamp()?, map })
+    }
 }
 
 /// Whether programs that know nothing of a point of prepare may write images of this store.
@@ -128,6 +167,8 @@ struct Pair {
     kept: Row,
     /// Whether this is the point of prepare, and other programs may have written over it.
     may_be_overwritten: bool,
+    /// How that can be told.
+    traces: Traces,
 }
 
 impl Pair {
@@ -193,14 +234,22 @@ impl Pair {
     /// Whether another program has written to an object that differs at the point of prepare.
     ///
     /// What is copied is copied as of that point or an older one, and what ferry writes later preserves it. So an object that is
-    /// missing there and is there at HEAD was written over by a program that does not know the point.
+    /// missing there and is there at HEAD was written over by a program that does not know the point. Where the image has no
+    /// snapshot, such a program preserves nothing, and what it wrote shows there: but without the stamp of what was copied.
     async fn is_overwritten(&self, object: ObjectNo) -> Result<bool> {
         let target = &self.target;
-        if !self.may_be_overwritten || target.look(object, ReadOp::stat()).await?.is_some() {
+        if !self.may_be_overwritten {
             return Ok(false);
         }
+        if let Some(there) = target.look(object, ReadOp::stat()).await? {
+            return Ok(self.traces.stamp.is_some() && there.stamp != self.traces.stamp);
+        }
         match target.store.read(&target.object_id(object), SnapId::HEAD, ReadOp::stat()).await {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            // It was copied, and is not called lost: who removed it kept the object map right.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let is_absent = self.traces.map.as_ref().is_some_and(|map| !map.get(object).may_exist());
+                Ok(is_absent && self.kept.get(object).is_some())
+            }
             found => found.map(|_| true),
         }
     }

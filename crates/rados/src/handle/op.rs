@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use ferry_core::{Error, Result, SnapId};
@@ -193,24 +193,21 @@ impl Write {
         };
     }
 
-    /// Submits the operation; the object's version after it.
+    /// Submits the operation; the object's version after it. `changed` is when the object is said to change, in seconds since 1970; now
+    /// where nothing is said.
     pub(crate) fn submit(
         self,
         io: &Arc<IoCtx>,
         object: &CStr,
+        changed: Option<i64>,
         clause: &'static str,
     ) -> Result<impl Future<Output = Result<u64>> + Send + use<>> {
+        let mut changed = changed;
+        let time = changed.as_mut().map_or(null_mut(), std::ptr::from_mut);
         let pending = submit(io, (), |completion| {
-            // SAFETY: handles are open, the name ends in NUL, a null time means now; librados takes the steps over.
+            // SAFETY: handles are open, the name ends in NUL, a null time means now and another is copied; librados takes the steps over.
             unsafe {
-                (self.api.rados_aio_write_op_operate)(
-                    self.raw,
-                    io.raw,
-                    completion,
-                    object.as_ptr(),
-                    null_mut(),
-                    0,
-                )
+                (self.api.rados_aio_write_op_operate)(self.raw, io.raw, completion, object.as_ptr(), time, 0)
             }
         })?;
         Ok(async move {
@@ -235,6 +232,7 @@ struct Target {
     buffer: Vec<u8>,
     bytes_read: AtomicUsize,
     size: AtomicU64,
+    changed: AtomicI64,
     xattrs: AtomicPtr<c_void>,
     omap: AtomicPtr<c_void>,
     more: AtomicU8,
@@ -287,6 +285,8 @@ pub(crate) struct Found {
     pub(crate) version: u64,
     /// Its size. Bytes.
     pub(crate) size: u64,
+    /// When it was last changed, or said to be. Seconds since 1970.
+    pub(crate) changed: i64,
     /// The bytes asked for, as far as there are.
     pub(crate) data: Vec<u8>,
     /// Names and values.
@@ -308,6 +308,7 @@ impl Read {
             buffer,
             bytes_read: AtomicUsize::new(0),
             size: AtomicU64::new(0),
+            changed: AtomicI64::new(0),
             xattrs: AtomicPtr::default(),
             omap: AtomicPtr::default(),
             more: AtomicU8::new(0),
@@ -317,8 +318,10 @@ impl Read {
         let raw = unsafe { (api.rados_create_read_op)() };
         let read = Self { api, raw, target };
         let t = &read.target;
-        // SAFETY: the target outlives the request: its completion holds it. A null time is allowed.
-        unsafe { (api.rados_read_op_stat)(raw, t.size.as_ptr(), null_mut(), t.results[0].as_ptr()) };
+        // SAFETY: the target outlives the request: its completion holds it.
+        unsafe {
+            (api.rados_read_op_stat)(raw, t.size.as_ptr(), t.changed.as_ptr(), t.results[0].as_ptr());
+        };
         if let Some((offset, length)) = data.filter(|(_, length)| *length > 0) {
             let (read_to, result) = (t.bytes_read.as_ptr(), t.results[1].as_ptr());
             // SAFETY: as above; the buffer has the length given and is not touched until the read is over.
@@ -402,6 +405,7 @@ fn found(outcome: Outcome<Arc<Target>>) -> Result<Found> {
     Ok(Found {
         version: outcome.version,
         size: *target.size.get_mut(),
+        changed: *target.changed.get_mut(),
         data,
         xattrs: target.take_xattrs()?,
         omap: target.take_omap()?,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ferry_core::limits::{BLOCK_SIZE, OBJECT_SIZE_MAX};
-use ferry_core::{ErrorKind, ObjectId, OmapPage, ReadOp, ReadReply, Result, SnapId, SparseData};
+use ferry_core::{ErrorKind, ObjectId, OmapPage, ReadOp, ReadReply, Result, SnapId, SparseData, Stamp};
 
 use super::pages::Page;
 use super::{RadosStore, object_name};
@@ -116,13 +116,14 @@ impl RadosStore {
         let pending = read.submit(&io, &object_name(object)?)?;
         let offset = range.map_or(0, |(offset, _)| offset);
         Ok(async move {
-            let Found { version, size, data, xattrs, omap, more } = pending.await?;
+            let Found { version, size, changed, data, xattrs, omap, more } = pending.await?;
             let data = SparseData { extents: extents(offset, data) };
             let omap = match page {
                 Some(page) => page.pick(omap, more)?,
                 None => OmapPage::default(),
             };
-            Ok(ReadReply { version, size, data, xattrs: xattrs.into_iter().collect(), omap })
+            let stamp = Stamp::from_seconds(changed);
+            Ok(ReadReply { version, size, stamp, data, xattrs: xattrs.into_iter().collect(), omap })
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ferry_core::{Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, Result, SnapId, WriteOp, WriteReply};
+use ferry_core::{
+    Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, Result, SnapId, Stamp, WriteOp, WriteReply,
+};
 
 use super::{RadosStore, object_name};
 use crate::handle::op::Write;
@@ -18,6 +20,8 @@ pub(super) enum Plan {
         view: View,
         /// The compound.
         steps: Write,
+        /// What it leaves.
+        stamp: Option<Stamp>,
     },
     /// As the one request librados has for it.
     Rollback {
@@ -42,10 +46,10 @@ pub(super) fn plan(object: &ObjectId, op: WriteOp) -> Result<Plan> {
     if op.guards.is_empty() && op.effects.iter().all(|e| matches!(e, Effect::Zero { length: 0, .. })) {
         return Ok(Plan::Nothing);
     }
-    let steps = Write::new()?;
+    let (steps, stamp) = (Write::new()?, op.stamp);
     add_guards(&steps, &op)?;
     op.effects.into_iter().try_for_each(|effect| add_effect(&steps, effect))?;
-    Ok(Plan::Steps { view, steps })
+    Ok(Plan::Steps { view, steps, stamp })
 }
 
 /// Guards first, and before them what librados needs to tell a missing object as the contract does: a version or xattr
@@ -103,10 +107,11 @@ impl RadosStore {
         &self,
         object: &ObjectId,
         view: View,
-        steps: Write,
+        (steps, stamp): (Write, Option<Stamp>),
     ) -> Result<impl Future<Output = Result<WriteReply>> + Send + use<>> {
         let io = self.io_of(object, view)?;
-        let done = steps.submit(&io, &object_name(object)?, "the write was refused")?;
+        let done =
+            steps.submit(&io, &object_name(object)?, stamp.map(Stamp::seconds), "the write was refused")?;
         let object = object.clone();
         Ok(async move {
             match done.await {

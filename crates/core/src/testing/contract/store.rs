@@ -55,6 +55,7 @@ macro_rules! cases {
 /// Cases that work in any pool.
 pub const CASES: &[Case] = cases![
     guards::create_exclusive_makes_an_object_once,
+    data::a_stamp_stays_until_the_next_change_or_is_not_kept_at_all,
     guards::assert_exists_needs_the_object,
     guards::assert_version_knows_older_newer_and_missing,
     guards::omap_compare_takes_absent_for_empty,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 
 use crate::limits::BLOCK_SIZE;
+use crate::store::Stamp;
 
 /// [`BLOCK_SIZE`] as a count of bytes in memory.
 const BLOCK: usize = 4096;
@@ -18,6 +19,8 @@ const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 pub(super) struct Data {
     /// Bytes.
     pub(super) size: u64,
+    /// Left by the op that made this version.
+    pub(super) stamp: Option<Stamp>,
     blocks: BTreeMap<u64, Bytes>,
 }
 

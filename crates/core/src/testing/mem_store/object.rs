@@ -190,6 +190,7 @@ impl Object {
         Ok(ReadReply {
             version: self.version,
             size: data.size,
+            stamp: data.stamp,
             data: SparseData { extents },
             xattrs: if op.xattrs {
                 head.map(|h| h.xattrs.clone()).unwrap_or_default()

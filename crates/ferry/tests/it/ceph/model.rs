@@ -29,7 +29,7 @@ const MAPS_EVERY: u64 = 100;
 const IMAGES_MAX: usize = 6;
 
 /// Debian's, which has its modules of librbd; another Python may come first in the search path.
-const PYTHON: &str = "/usr/bin/python3";
+pub(super) const PYTHON: &str = "/usr/bin/python3";
 
 /// librbd in a process of its own.
 struct Agent {
@@ -350,17 +350,15 @@ impl World<'_> {
         let target = self.fresh("m");
         self.ask(&json!({"verb": "close", "image": image}))?;
         let by = self.by();
-        let prepared = by;
         let asked = json!({"verb": "migration_prepare", "image": image, "target": target});
         self.either(by, &asked, &format!("migration prepare %/{image} %/{target}"))?;
         let moved = self.images.remove(image).unwrap();
         self.images.insert(target.clone(), moved);
         let was_rolled_back = self.rolled_back.remove(image);
         self.rename_parent(image, &target);
-        let (mut librbd_wrote, mut zeroed) = (false, false);
+        let mut zeroed = false;
         for _ in 0..self.numbers.below(4) {
             let (by, zeros) = (self.by(), self.numbers.below(4) == 0);
-            librbd_wrote |= by == By::Librbd;
             zeroed |= zeros;
             self.write(by, &target, zeros)?;
         }
@@ -382,10 +380,7 @@ impl World<'_> {
         let by = self.by();
         let asked = json!({"verb": "migration_execute", "image": target});
         self.either(by, &asked, &format!("migration execute --no-progress %/{target}"))?;
-        // Without a snapshot, what librbd writes cannot be told from a wrong copy: ferry refuses.
-        let refused = prepared == By::Ferry && librbd_wrote && self.images[&target].snaps.is_empty();
-        let chosen = self.by();
-        let by = if refused { By::Librbd } else { chosen };
+        let by = self.by();
         let asked = json!({"verb": "migration_commit", "image": target});
         self.ask(&json!({"verb": "close", "image": target}))?;
         self.either(by, &asked, &format!("migration commit --force --no-progress %/{target}"))?;

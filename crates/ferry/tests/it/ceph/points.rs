@@ -1,7 +1,7 @@
 //! Migrations that ferry prepared, and `rbd`, which knows nothing of points of prepare, wrote to or ended.
 
 use std::fs;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -28,7 +28,6 @@ impl Ground {
         fs::write(home.path("disk"), noise(5, SIZE)).unwrap();
         let ground = Self { home, cluster, pool };
         ground.ferry("import disk %/a --object-size 1M --no-progress");
-        // Without any snapshot `rbd` writes under no snapshot context at all, and nothing tells its writes from a wrong copy.
         ground.ferry("snap create %/a@s --no-progress");
         Some(ground)
     }
@@ -54,6 +53,41 @@ impl Ground {
         let output = self.try_rbd(line);
         assert!(output.status.success(), "rbd {line}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn rados(&self, line: &str) -> String {
+        self.cluster.ceph("rados", &format!("-p {} {line}", self.pool))
+    }
+
+    /// Has librbd discard an object whole.
+    fn discard(&self, image: &str, object: usize) {
+        let script = "\
+            with rbd.Image(io, sys.argv[3]) as image:\n\
+            \x20   image.discard(int(sys.argv[4]), int(sys.argv[5]))\n";
+        let length = SIZE / 16;
+        self.python(script, &[image, &(object * length).to_string(), &length.to_string()]);
+    }
+
+    /// Changes a byte of an object, and leaves its time of change as it was: as a copy would that went wrong.
+    fn make_wrong(&self, object: &str) {
+        let script = "\
+            import time\n\
+            changed = int(time.mktime(io.stat(sys.argv[3])[1]))\n\
+            with rados.WriteOpCtx() as op:\n\
+            \x20   op.write(b'x', 5000)\n\
+            \x20   io.operate_write_op(op, sys.argv[3], mtime=changed)\n";
+        self.python(script, &[object]);
+    }
+
+    /// Runs a script that has the pool as `io` and arguments from the third on.
+    fn python(&self, script: &str, arguments: &[&str]) {
+        let begin = "import sys, rados, rbd\n\
+            cluster = rados.Rados(conffile=sys.argv[1]); cluster.connect()\n\
+            io = cluster.open_ioctx(sys.argv[2])\n";
+        let mut python = Command::new(super::model::PYTHON);
+        python.args(["-c", &format!("{begin}{script}io.close()\ncluster.shutdown()\n")]);
+        let output = python.arg(self.cluster.conf()).arg(&self.pool).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
     fn bytes(&self, image: &str) -> Vec<u8> {
@@ -100,8 +134,23 @@ fn what_rbd_wrote_since_prepare_does_not_keep_ferry_from_committing() {
     let test = "what_rbd_wrote_since_prepare_does_not_keep_ferry_from_committing";
     let Some(ground) = Ground::new(test) else { return };
     promised("left out of the comparison as of prepare, and counted");
+    both_write_and_ferry_commits(&ground);
+    ground.cluster.remove_pool(&ground.pool);
+}
+
+/// Without any snapshot `rbd` writes under no snapshot context at all, and preserves nothing.
+#[test]
+fn what_rbd_wrote_to_an_image_without_snapshots_does_not_keep_ferry_from_committing() {
+    let test = "what_rbd_wrote_to_an_image_without_snapshots_does_not_keep_ferry_from_committing";
+    let Some(ground) = Ground::new(test) else { return };
+    ground.ferry("snap rm %/a@s --no-progress");
+    both_write_and_ferry_commits(&ground);
+    ground.cluster.remove_pool(&ground.pool);
+}
+
+/// Both write before and after the image is copied, on the same objects and on others.
+fn both_write_and_ferry_commits(ground: &Ground) {
     ground.ferry("migration prepare %/a %/b");
-    // Before and after it is copied, and beside ferry, on the same objects and on others.
     ground.write(Ground::rbd, "%/b");
     ground.write(Ground::ferry, "%/b");
     ground.ferry("migration execute %/b --no-progress");
@@ -119,19 +168,71 @@ fn what_rbd_wrote_since_prepare_does_not_keep_ferry_from_committing() {
     let before = ground.bytes("%/c");
     ground.ferry("migration commit %/c --no-progress");
     assert!(ground.bytes("%/c") == before);
-    ground.cluster.remove_pool(&ground.pool);
+}
+
+#[test]
+fn what_rbd_discarded_since_prepare_does_not_keep_ferry_from_committing() {
+    let test = "what_rbd_discarded_since_prepare_does_not_keep_ferry_from_committing";
+    for has_snapshot in [true, false] {
+        let Some(ground) = Ground::new(test) else { return };
+        if !has_snapshot {
+            ground.ferry("snap rm %/a@s --no-progress");
+        }
+        ground.ferry("migration prepare %/a %/b");
+        ground.discard("b", 1);
+        ground.ferry("migration execute %/b --no-progress");
+        ground.discard("b", 3);
+        let before = ground.bytes("%/b");
+        let object = SIZE / 16;
+        assert!([1, 3].iter().all(|n| before[n * object..][..object].iter().all(|b| *b == 0)));
+        let told = ground.ferry("migration verify %/b --no-progress");
+        let counted = told.contains("not compared: another program wrote there");
+        assert!(told.contains("equal") && counted, "{has_snapshot}: {told}");
+        ground.ferry("migration commit %/b --no-progress");
+        assert!(ground.bytes("%/b") == before);
+        ground.cluster.remove_pool(&ground.pool);
+    }
 }
 
 #[test]
 fn a_wrong_copy_is_found_though_rbd_wrote_too() {
     let Some(ground) = Ground::new("a_wrong_copy_is_found_though_rbd_wrote_too") else { return };
+    a_wrong_copy_is_refused(&ground);
+    ground.cluster.remove_pool(&ground.pool);
+}
+
+/// A copy that went wrong or was lost, and was not written since, is refused.
+#[test]
+fn a_wrong_copy_of_an_image_without_snapshots_is_found_though_rbd_wrote_too() {
+    let test = "a_wrong_copy_of_an_image_without_snapshots_is_found_though_rbd_wrote_too";
+    let Some(ground) = Ground::new(test) else { return };
+    ground.ferry("snap rm %/a@s --no-progress");
+    ground.ferry("migration prepare %/a %/b");
+    ground.rbd("bench %/b --io-type write --io-size 4K --io-total 4K --io-pattern seq");
+    ground.ferry("migration execute %/b --no-progress");
+    let prefix = ground.prefix("%/b");
+    ground.rados(&format!("rm {prefix}.{:016x}", 2));
+    let refused = ground.run("migration commit %/b --no-progress");
+    assert_eq!(refused.code, 117, "{refused:?}");
+    ground.ferry("migration abort %/b --no-progress");
+    ground.ferry("migration prepare %/a %/b");
+    ground.rbd("bench %/b --io-type write --io-size 4K --io-total 4K --io-pattern seq");
+    ground.ferry("migration execute %/b --no-progress");
+    let prefix = ground.prefix("%/b");
+    ground.make_wrong(&format!("{prefix}.{:016x}", 2));
+    let refused = ground.run("migration commit %/b --no-progress");
+    assert_eq!(refused.code, 117, "{refused:?}");
+    ground.cluster.remove_pool(&ground.pool);
+}
+
+fn a_wrong_copy_is_refused(ground: &Ground) {
     ground.ferry("migration prepare %/a %/b");
     ground.ferry("migration execute %/b --no-progress");
     let before = ground.bytes("%/b");
     let prefix = ground.prefix("%/b");
     // rbd writes the first object; the second one gets a wrong byte, the third is lost.
     ground.rbd("bench %/b --io-type write --io-size 4K --io-total 4K --io-pattern seq");
-    let rados = |line: &str| ground.cluster.ceph("rados", &format!("-p {} {line}", ground.pool));
+    let rados = |line: &str| ground.rados(line);
     let object = |n: u64| format!("{prefix}.{n:016x}");
     fs::write(ground.home.path("byte"), "x").unwrap();
     rados(&format!("put {} {} --offset 5000", object(1), ground.home.path("byte").display()));
@@ -146,7 +247,6 @@ fn a_wrong_copy_is_found_though_rbd_wrote_too() {
     rados(&format!("rm {}", object(2)));
     let refused = ground.run("migration commit %/b --no-progress");
     assert_eq!(refused.code, 117, "{refused:?}");
-    ground.cluster.remove_pool(&ground.pool);
 }
 
 #[test]

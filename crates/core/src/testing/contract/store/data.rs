@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::{BLOCK, Place, done, fails, filled, text};
+use super::{BLOCK, Place, context, done, fails, filled, text};
 use crate::env::Rng;
 use crate::error::{Errno, ErrorKind};
 use crate::ident::{Namespace, ObjectId, SnapId};
 use crate::limits::{METADATA_VALUE_MAX, NAMESPACE_MAX, OBJECT_NAME_MAX, OBJECT_SIZE_MAX, OMAP_KEY_MAX};
-use crate::store::{Effect, Guard, ReadOp, WriteOp};
+use crate::store::{Effect, Guard, ReadOp, Stamp, WriteOp};
 use crate::testing::TestRng;
 
 /// An op of one effect.
@@ -30,6 +30,19 @@ pub(super) fn create_makes_an_empty_object_and_spares_an_old_one(place: &Place) 
     let before = place.sight("o");
     place.write("o", op(Effect::Create));
     assert_eq!(place.sight("o"), before);
+}
+
+pub(super) fn a_stamp_stays_until_the_next_change_or_is_not_kept_at_all(place: &Place) {
+    let read = |at| place.store.read(&place.id("o"), at, ReadOp::stat()).wait().expect("it is there").stamp;
+    let stamp = Stamp::of(77);
+    place.write("o", WriteOp::new().write(0, text("mine")).stamped(Some(stamp)));
+    let snap = place.snap();
+    let kept = read(SnapId::HEAD);
+    assert!(kept.is_none() || kept == Some(stamp), "{kept:?}");
+    assert_eq!(read(snap), kept, "a snapshot shows what was there");
+    place.write("o", WriteOp::new().write(0, text("theirs")).under(context(&[snap])));
+    assert_eq!(read(SnapId::HEAD), None, "another change takes it away");
+    assert_eq!(read(snap), kept, "a preserved version keeps it");
 }
 
 pub(super) fn writes_grow_the_object_and_leave_holes(place: &Place) {
