@@ -3,8 +3,11 @@
 //! Memory fresh from the system costs a page fault for every 4 KiB and is in no cache; what was used a moment ago costs
 //! neither. So what moves data in bulk takes its buffers here, and gets the one given back last.
 //!
+//! They are mappings of their own, not the allocator's: what is not kept goes back to the system at once, whichever thread used it.
+//!
 //! Invariants
-//! - What is kept for later is bounded, for the whole process, by [`KEPT_MAX`].
+//! - What is kept for later is bounded, for the whole process, by [`KEPT_MAX`]; and what is in use and what is kept are together
+//!   never more than that, or than was in use at once.
 //! - A buffer holds whatever it was used for before: whoever takes one shows others only what was written into it since.
 
 use std::ops::{Deref, DerefMut};
@@ -12,40 +15,81 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 /// Most that is kept for later. Bytes.
 pub const KEPT_MAX: usize = 16 << 20;
-/// Smallest and largest buffers that are kept, as powers of two; others come from the allocator.
+/// Smallest and largest buffers that are kept, as powers of two; others are the allocator's.
 const SMALLEST: u32 = 16;
 const LARGEST: u32 = 20;
 /// How many sizes that is.
 const SIZES: usize = (LARGEST - SMALLEST + 1) as usize;
 
 /// What is kept of one size, the last given back on top.
-static KEPT: [Mutex<Vec<Vec<u8>>>; SIZES] = [const { Mutex::new(Vec::new()) }; SIZES];
+static KEPT: [Mutex<Vec<Memory>>; SIZES] = [const { Mutex::new(Vec::new()) }; SIZES];
 /// All that is kept. Bytes.
 static KEPT_BYTES: AtomicUsize = AtomicUsize::new(0);
+/// All that is kept and all of such sizes that is in use. Bytes.
+static ALL_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// A buffer, given back when dropped.
 #[derive(Debug)]
 pub struct Buffer {
     /// As long as its size; what is behind `length` is not shown.
-    memory: Vec<u8>,
+    memory: Memory,
     length: usize,
+}
+
+/// The bytes of a buffer.
+#[derive(Debug)]
+enum Memory {
+    /// From the system, for sizes that are kept.
+    Mapped(MmapMut),
+    /// From the allocator, for others, and where the system has no more mappings to give.
+    Allocated(Vec<u8>),
+}
+
+impl Memory {
+    /// Zeros, from the system if that has any.
+    fn mapped(size: usize) -> Self {
+        MmapMut::map_anon(size).map_or_else(|_| Self::Allocated(vec![0; size]), Self::Mapped)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(memory) => memory,
+            Self::Allocated(memory) => memory,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Mapped(memory) => memory,
+            Self::Allocated(memory) => memory,
+        }
+    }
 }
 
 impl Buffer {
     /// A buffer of `length` bytes, which may hold anything.
     #[must_use]
     pub fn take(length: usize) -> Self {
-        let Some(place) = place_of(length) else { return Self { memory: vec![0; length], length } };
+        let Some(place) = place_of(length) else {
+            return Self { memory: Memory::Allocated(vec![0; length]), length };
+        };
         let kept = lock(place).pop();
         let memory = match kept {
             Some(memory) => {
-                KEPT_BYTES.fetch_sub(memory.len(), Ordering::Relaxed);
+                KEPT_BYTES.fetch_sub(size_of_place(place), Ordering::Relaxed);
                 memory
             }
-            None => vec![0; 1 << (SMALLEST as usize + place)],
+            None => {
+                let size = size_of_place(place);
+                if ALL_BYTES.fetch_add(size, Ordering::Relaxed) + size > KEPT_MAX {
+                    give_back(size);
+                }
+                Memory::mapped(size)
+            }
         };
         Self { memory, length }
     }
@@ -58,8 +102,11 @@ impl Buffer {
     /// What it holds, to be shared; given back when the last part of it is dropped.
     #[must_use]
     pub fn freeze(mut self) -> Bytes {
-        if place_of(self.memory.len()).is_none() {
-            let mut memory = std::mem::take(&mut self.memory);
+        let is_kept = place_of(self.memory.bytes().len()).is_some();
+        if let Memory::Allocated(memory) = &mut self.memory
+            && !is_kept
+        {
+            let mut memory = std::mem::take(memory);
             memory.truncate(self.length);
             return Bytes::from(memory);
         }
@@ -73,7 +120,27 @@ fn place_of(length: usize) -> Option<usize> {
     is_kept.then(|| (length.next_power_of_two().trailing_zeros().max(SMALLEST) - SMALLEST) as usize)
 }
 
-fn lock(place: usize) -> MutexGuard<'static, Vec<Vec<u8>>> {
+/// Size of the buffers of a place. Bytes.
+fn size_of_place(place: usize) -> usize {
+    1 << (SMALLEST as usize + place)
+}
+
+/// Gives so much of what is kept back to the system, if there is as much, the largest first: another size is wanted, and what is kept
+/// must not come on top of it.
+fn give_back(bytes: usize) {
+    let mut left = bytes;
+    for place in (0..SIZES).rev() {
+        while left > 0 {
+            let Some(memory) = lock(place).pop() else { break };
+            drop(memory);
+            KEPT_BYTES.fetch_sub(size_of_place(place), Ordering::Relaxed);
+            ALL_BYTES.fetch_sub(size_of_place(place), Ordering::Relaxed);
+            left = left.saturating_sub(size_of_place(place));
+        }
+    }
+}
+
+fn lock(place: usize) -> MutexGuard<'static, Vec<Memory>> {
     KEPT[place].lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -81,13 +148,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory[..self.length]
+        &self.memory.bytes()[..self.length]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[..self.length]
+        &mut self.memory.bytes_mut()[..self.length]
     }
 }
 
@@ -99,14 +166,14 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let size = self.memory.len();
-        let Some(place) = place_of(size).filter(|place| size == 1 << (SMALLEST as usize + place)) else {
-            return;
-        };
+        let size = self.memory.bytes().len();
+        let Some(place) = place_of(size).filter(|place| size == size_of_place(*place)) else { return };
         // Two at once may keep a buffer too many each; the next ones will not.
         if KEPT_BYTES.load(Ordering::Relaxed) + size <= KEPT_MAX {
             KEPT_BYTES.fetch_add(size, Ordering::Relaxed);
-            lock(place).push(std::mem::take(&mut self.memory));
+            lock(place).push(std::mem::replace(&mut self.memory, Memory::Allocated(Vec::new())));
+        } else {
+            ALL_BYTES.fetch_sub(size, Ordering::Relaxed);
         }
     }
 }
@@ -135,6 +202,18 @@ mod tests {
             assert_eq!(buffer.len(), 10);
             assert_eq!(buffer.freeze().len(), 10);
         }
+    }
+
+    #[test]
+    fn what_is_kept_makes_way_for_other_sizes() {
+        // More than is kept, so that what is kept is full of them.
+        let many: Vec<Buffer> = (0..64).map(|_| Buffer::take(1 << 20)).collect();
+        drop(many);
+        let other: Vec<Buffer> = (0..KEPT_MAX >> 17).map(|_| Buffer::take(1 << 17)).collect();
+        // Other tests of this process may be giving some back at this moment.
+        assert!(KEPT_BYTES.load(Ordering::Relaxed) <= 4 << 20);
+        drop(other);
+        assert!(KEPT_BYTES.load(Ordering::Relaxed) >= 8 << 20);
     }
 
     #[test]
