@@ -41,6 +41,14 @@ def read(name, snap):
         return at.read(0, at.size())
 
 
+def flags(name, snap):
+    """What is wrong with the object map of an image, or of a snapshot of it."""
+    if snap is None:
+        return str(current(name).flags())
+    with rbd.Image(io, name, snapshot=snap, read_only=True) as at:
+        return str(at.flags())
+
+
 def remove(name):
     close(name)
     images.remove(io, name)
@@ -64,7 +72,7 @@ VERBS = {
     "remove": lambda a: remove(a["image"]),
     "close": lambda a: close(a["image"]),
     "read": lambda a: read(a["image"], a.get("snap")).hex(),
-    "flags": lambda a: str(current(a["image"]).flags()),
+    "flags": lambda a: " ".join(flags(a["image"], snap) for snap in [None, *a["snaps"]]),
     "migration_prepare": lambda a: prepare(a["image"], a["target"]),
     "migration_execute": lambda a: images.migration_execute(io, a["image"]),
     "migration_commit": lambda a: (close(a["image"]), images.migration_commit(io, a["image"])),
