@@ -56,6 +56,14 @@ pub trait OwnedStore: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
+    /// The value that the store's own servers keep under a key, apart from its pools; `None` where they keep none.
+    ///
+    /// # Errors
+    /// Those of asking them.
+    fn kept_value(&self, _key: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Makes everything durable and leaves the store ready for the next owner.
     ///
     /// # Errors
@@ -194,6 +202,12 @@ impl Stores {
         let store = self.kind.connect(cluster)?;
         clusters.push((cluster.clone(), Arc::clone(&store)));
         Ok(store)
+    }
+
+    /// The clusters that there is a connection to.
+    pub(crate) fn connected(&self) -> Vec<Arc<dyn OwnedStore>> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.iter().map(|(_, store)| Arc::clone(store)).collect()
     }
 
     /// Closes all of them; the first error, after all were tried.

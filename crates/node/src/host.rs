@@ -31,7 +31,7 @@ use crate::exporter::Exporter;
 use crate::jobs::Jobs;
 use crate::offered::Offering;
 use crate::shared::SharedDevices;
-use crate::sources::Sources;
+use crate::sources::{Keys, Sources};
 use crate::spec::ImageSpec;
 use steward::Steward;
 
@@ -217,6 +217,14 @@ impl Host {
             .build()
             .map_err(|e| Error::io("cannot start the threads of a server", e))?;
         Ok(self.runtime.get_or_init(|| runtime).handle())
+    }
+
+    /// Where `config://` keys of images in pools are looked up.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(crate) fn keys(&self, home: &Home) -> Result<Keys> {
+        Ok(Keys::new(self.runtime()?, home, self.stores.connected()))
     }
 
     /// Asks the commands of others to end, those that come later too.

@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ferry_core::{BlockSource, Error, Reply, Result};
+use ferry_core::{BlockSource, Error, ErrorKind, Reply, Result};
 use ferry_source::{Env, ImageFormat, ImageSpec, Origin, Secrets, SourceSpec, StreamSpec};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use crate::backend::OwnedStore;
 use crate::config::Home;
 
 /// The type of a spec that only ferry reads.
@@ -65,18 +66,57 @@ pub(crate) fn shown(text: &str) -> String {
     of_stored(text).map_or_else(|_| "unreadable source-spec".to_owned(), |spec| spec.redacted())
 }
 
-/// The secrets of a home.
-#[derive(Debug)]
-struct HomeSecrets(Home);
+/// Where `config://` keys are looked up: in the home, then in the clusters that there is a connection to. The cluster of an image that
+/// is imported, or read through to its source, is one of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    home: Home,
+    clusters: Vec<Arc<dyn OwnedStore>>,
+    runtime: Handle,
+}
 
-impl Secrets for HomeSecrets {
+impl Keys {
+    /// Those of a home, and of clusters.
+    pub(crate) fn new(runtime: &Handle, home: &Home, clusters: Vec<Arc<dyn OwnedStore>>) -> Self {
+        Self { home: home.clone(), clusters, runtime: runtime.clone() }
+    }
+}
+
+/// The value under a key in the clusters that have one.
+fn of_clusters(clusters: &[Arc<dyn OwnedStore>], key: &str) -> Result<String> {
+    let (mut found, mut failure) = (None::<String>, None);
+    for cluster in clusters {
+        match cluster.kept_value(key) {
+            Ok(Some(value)) if found.as_ref().is_some_and(|f| *f != value) => {
+                let text = "clusters keep different secrets under a key that the source-spec refers to";
+                return Err(Error::invalid(text).with("key", key));
+            }
+            Ok(Some(value)) => found = Some(value),
+            Ok(None) => {}
+            Err(e) => failure = failure.or(Some(e)),
+        }
+    }
+    let lost = || Error::not_found("a secret that the source-spec refers to is not kept here");
+    found.ok_or_else(|| failure.unwrap_or_else(lost).with("key", key))
+}
+
+impl Secrets for Keys {
     fn secret(&self, key: &str) -> Reply<String> {
-        let found = self.0.secrets().and_then(|secrets| {
-            secrets.get(key).cloned().ok_or_else(|| {
-                Error::not_found("a secret that the source-spec refers to is not kept here").with("key", key)
+        match self.home.secrets() {
+            Ok(secrets) => {
+                if let Some(value) = secrets.get(key) {
+                    return Reply::ready(Ok(value.clone()));
+                }
+            }
+            Err(e) => return Reply::ready(Err(e)),
+        }
+        let (clusters, key) = (self.clusters.clone(), key.to_owned());
+        let asking = self.runtime.spawn_blocking(move || of_clusters(&clusters, &key));
+        Reply::pending(async move {
+            asking.await.unwrap_or_else(|lost| {
+                Err(Error::new(ErrorKind::Internal, "asking for a secret was lost").because(lost))
             })
-        });
-        Reply::ready(found)
+        })
     }
 }
 
@@ -97,12 +137,11 @@ impl Sources {
     /// Those of the spec, of the secrets it refers to and of opening it.
     pub(crate) async fn get(
         &self,
-        runtime: &Handle,
-        home: &Home,
+        keys: Keys,
         text: &str,
         pin: Option<&str>,
     ) -> Result<Arc<dyn BlockSource>> {
-        let key = (home.dir().to_path_buf(), text.to_owned());
+        let key = (keys.home.dir().to_path_buf(), text.to_owned());
         let found = self.open_ones().get(&key).and_then(Weak::upgrade);
         if let Some(source) = found.filter(|s| pin.is_some_and(|pin| s.pin() == pin)) {
             return Ok(source);
@@ -111,7 +150,7 @@ impl Sources {
         let Origin::Image(image) = spec.origin() else {
             return Err(Error::unsupported("an import from an image that another program prepared"));
         };
-        let source = open(runtime, home, image).await?;
+        let source = open(keys, image).await?;
         let mut open = self.open_ones();
         open.retain(|_, source| source.strong_count() > 0);
         open.insert(key, Arc::downgrade(&source));
@@ -119,12 +158,12 @@ impl Sources {
     }
 }
 
-/// Opens a foreign image with the secrets of a home.
+/// Opens a foreign image with the secrets there are.
 ///
 /// # Errors
 /// Those of [`ferry_source::open()`].
-pub(crate) async fn open(runtime: &Handle, home: &Home, spec: &ImageSpec) -> Result<Arc<dyn BlockSource>> {
-    let env = Env { runtime: runtime.clone(), secrets: Arc::new(HomeSecrets(home.clone())) };
+pub(crate) async fn open(keys: Keys, spec: &ImageSpec) -> Result<Arc<dyn BlockSource>> {
+    let env = Env { runtime: keys.runtime.clone(), secrets: Arc::new(keys) };
     ferry_source::open(spec, &env).await
 }
 

@@ -217,6 +217,36 @@ impl Cluster {
         self.catch_up()
     }
 
+    /// Has the monitors do a command, in JSON; what it gives.
+    pub(crate) fn ask_monitors(&self, command: &str) -> Result<Vec<u8>> {
+        let c_command = c_string(command)?;
+        let commands = [c_command.as_ptr()];
+        let (mut found, mut found_length, mut said, mut said_length) = (null_mut(), 0, null_mut(), 0);
+        // SAFETY: one command that ends in NUL, no input, and four places to fill.
+        let done = unsafe {
+            (self.api.rados_mon_command)(
+                self.raw,
+                commands.as_ptr(),
+                commands.len(),
+                null(),
+                0,
+                &raw mut found,
+                &raw mut found_length,
+                &raw mut said,
+                &raw mut said_length,
+            )
+        };
+        let bytes = copied(found, found_length);
+        for buffer in [found, said] {
+            if !buffer.is_null() {
+                // SAFETY: librados gave it, and it is not used after.
+                unsafe { (self.api.rados_buffer_free)(buffer) };
+            }
+        }
+        check(done, "asking the monitors")?;
+        Ok(bytes)
+    }
+
     /// The store is gone.
     pub(crate) fn set_ended(&self) {
         self.has_ended.store(true, Ordering::Release);

@@ -101,6 +101,21 @@ impl RadosStore {
         self.cluster.library_version()
     }
 
+    /// The value that the monitors keep under a key (`ceph config-key`), waiting on the calling thread.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Denied` where the user may not read it; `Corrupt` where it is no text.
+    pub fn kept_value(&self, key: &str) -> Result<String> {
+        // As JSON has it.
+        let quoted = key.replace('\\', r"\\").replace('"', r#"\""#);
+        if key.chars().any(char::is_control) {
+            return Err(Error::invalid("a key with a control character in it").with("key", key));
+        }
+        let command = format!(r#"{{"prefix":"config-key get","key":"{quoted}"}}"#);
+        let value = self.cluster.ask_monitors(&command).map_err(|e| e.with("key", key))?;
+        String::from_utf8(value).map_err(|_| Error::corrupt("a kept value is no text").with("key", key))
+    }
+
     /// A context for `place`: one kept, or a new one.
     fn io(&self, place: Place) -> Result<Arc<IoCtx>> {
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,7 @@
 mod access;
 mod checklist;
 mod faults;
+mod keys;
 mod model;
 mod owners;
 mod points;

@@ -1,7 +1,7 @@
 //! Images on servers become images here: from the web, an object store and NBD, through the program. A test named `eNN_…` proves
 //! that row of the list of what `rbd` lacks (`docs/migration.md`).
 
-mod web;
+pub(crate) mod web;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ferry_core::{Error, Result, Store};
+use ferry_core::{Error, ErrorKind, Result, Store};
 use ferry_rados::{Options, RadosStore};
 
 use super::OwnedStore;
@@ -31,6 +31,14 @@ impl OwnedStore for Connected {
         Err(Error::unsupported(
             "a cluster is not checked from here: Ceph scrubs its placement groups by itself",
         ))
+    }
+
+    fn kept_value(&self, key: &str) -> Result<Option<String>> {
+        match self.0.kept_value(key) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     fn close(&self) -> Result<()> {

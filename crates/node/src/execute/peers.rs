@@ -94,7 +94,8 @@ impl Peers for HomePeers {
         let (host, home) = (Arc::clone(&self.host), self.home.clone());
         let (spec, pin) = (spec.to_owned(), pin.map(str::to_owned));
         Reply::pending(async move {
-            let source = host.sources.get(host.runtime()?, &home, &spec, pin.as_deref()).await?;
+            let keys = host.keys(&home)?;
+            let source = host.sources.get(keys, &spec, pin.as_deref()).await?;
             check_pin(&*source, pin.as_deref())?;
             Ok(source)
         })

@@ -27,13 +27,13 @@ struct World {
 
 /// A server of one object. It ends with the process.
 #[derive(Clone, Debug)]
-pub(super) struct Web {
+pub(crate) struct Web {
     world: Arc<World>,
     port: u16,
 }
 
 impl Web {
-    pub(super) fn start(content: Vec<u8>, rate: u64) -> Self {
+    pub(crate) fn start(content: Vec<u8>, rate: u64) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let world = Arc::new(World {
@@ -57,12 +57,12 @@ impl Web {
     }
 
     /// Where the object is.
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/bucket/disk", self.port)
     }
 
     /// The heads of all requests so far.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.world.requests.lock().unwrap().clone()
     }
 

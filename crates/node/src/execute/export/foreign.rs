@@ -20,7 +20,7 @@ use crate::exporter::Exporter;
 use crate::host::Host;
 use crate::offered::Offered;
 use crate::shared::SharedDevices;
-use crate::sources;
+use crate::sources::{self, Keys};
 
 /// How long a node that starts waits for its sources before it lets clients in: what answers at all answers by then.
 const START_WAIT: Duration = Duration::from_secs(2);
@@ -87,13 +87,15 @@ impl Run<'_> {
             Failure::of(&e, "cannot open the source", "rbd: nbd error")
                 .after(format!("librbd: {}", e.clause()))
         };
+        // What is offered is in no pool, so that its keys are those of the home.
         let spec = self.source_spec(source, streams).map_err(cannot)?;
         let Origin::Image(image) = spec.origin() else {
             let error = Error::invalid("an image of a pool is offered by its name");
             return Err(cannot(error).advise("`ferry nbd POOL/IMAGE@SNAP` offers it"));
         };
         let threads = self.host.runtime().map_err(cannot)?;
-        let opened = sources::open(threads, self.home, image).await.map_err(cannot)?;
+        let keys = Keys::new(threads, self.home, Vec::new());
+        let opened = sources::open(keys, image).await.map_err(cannot)?;
         Ok((spec, opened))
     }
 
@@ -187,7 +189,8 @@ impl Again {
         let Origin::Image(image) = spec.origin() else {
             return Err(Error::invalid("an image of a pool is offered by its name"));
         };
-        let source = sources::open(self.devices.runtime(), &self.home, image).await?;
+        let keys = Keys::new(self.devices.runtime(), &self.home, Vec::new());
+        let source = sources::open(keys, image).await?;
         if source.pin() != self.record.pin {
             let text = "the source has changed since it was offered; `export rm` and `export add` offer it as it is now";
             return Err(Error::new(ErrorKind::Conflict, text).with("source", source.describe()));

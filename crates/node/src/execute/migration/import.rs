@@ -55,8 +55,8 @@ impl Run<'_> {
                 self.make_import(&from, &pool, target, layout, manner).await
             }
             Origin::Image(image) => {
-                let threads = self.host.runtime().map_err(cannot)?;
-                let source = sources::open(threads, self.home, image).await.map_err(cannot)?;
+                let keys = self.host.keys(self.home).map_err(cannot)?;
+                let source = sources::open(keys, image).await.map_err(cannot)?;
                 let kept = self.without_secrets(&spec, KeptFor::Import, target).map_err(cannot)?;
                 let from = ImportFrom::Foreign { source, spec: sources::stored(&kept, Place::Elsewhere) };
                 let made = self.make_import(&from, &pool, target, layout, manner).await;
