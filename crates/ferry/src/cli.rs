@@ -158,7 +158,7 @@ fn run(program: Program, arguments: &[String]) -> Result<(), exit::End> {
     let config = home.load().map_err(configuration_failed)?;
     let settings = Settings::new(&config, parsed.overrides());
     let overrides = parsed.overrides().clone();
-    let cluster = cluster::of(program, &parsed)?;
+    let cluster = cluster::of(program, verb, &parsed)?;
     let show = Show::of(&parsed)?;
     let plan = (verb.convert)(&mut parsed, &Context { settings: &settings, program })?;
     let (command, files) = match plan {

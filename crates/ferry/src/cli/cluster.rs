@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use ferry_node::api::{Cluster, ClusterPools};
 
-use super::args::{Parsed, Usage};
+use super::args::{Parsed, Usage, Verb};
+use super::export::EXPORT_NAME;
 use super::output::Program;
 
 /// Where Ceph keeps its configuration.
@@ -23,11 +24,16 @@ fn found() -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// The cluster a command line means.
+/// Whether the command line itself names a cluster: `--name` is the user then, as for `rbd`.
+pub(crate) fn is_named(p: &Parsed) -> bool {
+    ["conf", "cluster", "mon_host"].into_iter().any(|flag| p.value(flag).is_some())
+}
+
+/// The cluster a command line with this verb means.
 ///
 /// # Errors
 /// A user of another type than a client.
-pub(crate) fn of(program: Program, p: &Parsed) -> Result<Option<Cluster>, Usage> {
+pub(crate) fn of(program: Program, verb: &Verb, p: &Parsed) -> Result<Option<Cluster>, Usage> {
     let named = p.text("conf").map(PathBuf::from).or_else(|| {
         let name = p.value("cluster")?;
         Some(Path::new(CEPH_DIR).join(format!("{name}.conf")))
@@ -45,11 +51,7 @@ pub(crate) fn of(program: Program, p: &Parsed) -> Result<Option<Cluster>, Usage>
         (None, Program::Ferry) => return Ok(None),
     };
     let user = match p.value("name") {
-        Some(name) => Some(
-            name.strip_prefix("client.")
-                .ok_or_else(|| Usage::invalid(format!("a user is named client.NAME, not '{name}'")))?
-                .to_owned(),
-        ),
+        Some(name) => Some(name.strip_prefix("client.").ok_or_else(|| no_user(verb, name))?.to_owned()),
         None => p.text("id"),
     };
     let settings: BTreeMap<String, String> = ["mon_host", "keyfile", "keyring"]
@@ -58,4 +60,13 @@ pub(crate) fn of(program: Program, p: &Parsed) -> Result<Option<Cluster>, Usage>
         .collect();
     let pools = if is_named { ClusterPools::All } else { ClusterPools::Unknown };
     Ok(Some(Cluster { conf, user, settings, pools }))
+}
+
+/// What is said of a `--name` that is no user's.
+fn no_user(verb: &Verb, name: &str) -> Usage {
+    let mut text = format!("a user is named client.NAME, not '{name}'");
+    if verb.all_flags().any(|flag| flag.long == EXPORT_NAME) {
+        text.push_str(": with a cluster, --name is its user; the export's name is --export-name");
+    }
+    Usage::invalid(text)
 }

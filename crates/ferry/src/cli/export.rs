@@ -4,14 +4,19 @@ use std::net::SocketAddr;
 
 use ferry_node::api::{Command, ExportCommand, NbdListen, NbdOffer, NbdOptions, TlsFiles};
 
-use super::Plan;
 use super::args::{Context, Flag, Kind, Parsed, Usage, Verb, Word};
 use super::files::Files;
 use super::spec::{self, FORMAT, IMAGE, IMAGE_OR_SNAP_WORD, SNAP, SOURCE_SPEC};
+use super::{Plan, cluster};
+
+/// The flag that names an export whether or not a cluster is named too.
+pub(crate) const EXPORT_NAME: &str = "export-name";
 
 /// What clients ask for, and whether they may write.
 const OFFER: &[Flag] = &[
-    Flag::new("name", Kind::Text, "name that clients ask for [default: the image spec]"),
+    Flag::new(EXPORT_NAME, Kind::Text, "name that clients ask for [default: the image spec]")
+        .value_name("name"),
+    Flag::new("name", Kind::Text, "the same; with -c, --cluster or -m the cluster's user, as elsewhere"),
     Flag::new("read-only", Kind::Switch, "refuse writes"),
 ];
 
@@ -90,18 +95,29 @@ fn offered(p: &mut Parsed, cx: &Context<'_>) -> Result<(NbdOffer, Files), Usage>
     })
 }
 
+/// What clients ask for. `--name` is a cluster's user where the command line names a cluster.
+fn export_name(p: &Parsed) -> Result<Option<String>, Usage> {
+    let plain = if cluster::is_named(p) { None } else { p.text("name") };
+    match (p.text(EXPORT_NAME), plain) {
+        (Some(_), Some(_)) => {
+            Err(Usage::invalid("the export's name was given twice, as --export-name and as --name"))
+        }
+        (one, other) => Ok(one.or(other)),
+    }
+}
+
 fn add(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let (offered, files) = offered(p, cx)?;
-    let (name, read_only) = (p.text("name"), p.is_set("read-only"));
+    let (name, read_only) = (export_name(p)?, p.is_set("read-only"));
     if name.is_none() && matches!(offered, NbdOffer::Source(_)) {
-        return Err(Usage::invalid("export name was not specified: --name NAME"));
+        return Err(Usage::invalid("export name was not specified: --export-name NAME"));
     }
     Plan::run_on(Command::Export(ExportCommand::Add { offered, name, read_only }), files)
 }
 
 fn nbd(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let (offered, files) = offered(p, cx)?;
-    let (name, read_only) = (p.text("name"), p.is_set("read-only"));
+    let (name, read_only) = (export_name(p)?, p.is_set("read-only"));
     let listen = listen(p)?;
     if listen.socket.is_none() && listen.address.is_none() {
         return Err(Usage::invalid(

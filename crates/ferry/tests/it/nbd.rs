@@ -129,6 +129,25 @@ fn a_snapshot_is_offered_to_be_read() {
 }
 
 #[test]
+fn an_export_is_named_apart_from_the_user_of_a_cluster() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    let offer = Offer::start(&home, "a --export-name vm");
+    let info = client(home.dir(), "nbdinfo", &[&offer.uri]);
+    assert!(info.contains("export=\"vm\""), "{info}");
+    assert_eq!(offer.stop(), 0);
+    let (code, err) = home.fails("nbd a --name b --export-name c --socket n.sock");
+    assert!(code == 22 && err.contains("given twice"), "{err}");
+    // With a cluster, a name is the user's.
+    let (code, err) = home.fails("-c ceph.conf nbd a --name vm --socket n.sock");
+    assert!(code == 22 && err.contains("--export-name"), "{err}");
+    let (code, err) = home.fails("-c ceph.conf export add a --name client.a --export-name vm");
+    assert!(code != 22, "both may be given: {err}");
+    let (_, err) = home.fails("-c ceph.conf ls --name vm");
+    assert!(err.contains("client.NAME") && !err.contains("--export-name"), "{err}");
+}
+
+#[test]
 fn what_cannot_be_offered_is_said() {
     let home = Home::new();
     home.ok("create a --size 1M");
