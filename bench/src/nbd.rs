@@ -133,7 +133,11 @@ impl Peer {
         let from =
             text.find('{').ok_or_else(|| format!("fio: {}", String::from_utf8_lossy(&output.stderr)))?;
         let json: serde_json::Value = serde_json::from_str(&text[from..]).map_err(|e| e.to_string())?;
-        json["jobs"].as_array().cloned().ok_or_else(|| "fio: no jobs".to_owned())
+        let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() {
+            return Err(format!("fio: {}", said()));
+        }
+        json["jobs"].as_array().cloned().ok_or_else(|| format!("fio: no jobs: {}", said()))
     }
 }
 
