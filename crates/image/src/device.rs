@@ -11,6 +11,7 @@
 
 mod attend;
 mod gate;
+mod recording;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,8 @@ use ferry_core::{BlockDevice, DeviceExtent, Error, ErrorKind, Reply, Result};
 use futures_util::lock::Mutex as AsyncMutex;
 
 use self::gate::{Closed, Entered, Gate};
+use self::recording::Record;
+pub use self::recording::Recording;
 use crate::history::Migrated;
 use crate::image::Image;
 use crate::io::Io;
@@ -48,6 +51,8 @@ struct Inner {
     handed_over: AtomicU64,
     /// Whether it was read or written.
     times: Times,
+    /// What is written, for whoever copies it meanwhile.
+    record: Arc<Record>,
 }
 
 /// The image and how it is read and written now.
@@ -67,8 +72,8 @@ impl ImageDevice {
         let state = Mutex::new(State { image, io });
         let (gate, acquiring) = (Gate::default(), AsyncMutex::default());
         let (is_lost, handed_over) = (AtomicBool::new(false), AtomicU64::new(0));
-        let times = Times::default();
-        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost, handed_over, times }) })
+        let (times, record) = (Times::default(), Arc::default());
+        Ok(Self { inner: Arc::new(Inner { gate, acquiring, state, is_lost, handed_over, times, record }) })
     }
 
     /// The image as last read.
@@ -153,6 +158,7 @@ impl ImageDevice {
             return Ok(self.inner.gate.enter().await);
         }
         let closed = self.inner.gate.close().await;
+        self.inner.record.lose_track();
         self.reopen_closed(&closed, async |image: &mut Image| image.acquire().await).await?;
         Ok(closed.enter())
     }
@@ -166,6 +172,7 @@ impl ImageDevice {
     /// # Cancel safety
     /// The lock may have been given back; the next write finds out.
     pub async fn release(&self) -> Result<()> {
+        self.inner.record.lose_track();
         self.reopen(async |image: &mut Image| give_back(image).await).await
     }
 
@@ -195,6 +202,7 @@ impl ImageDevice {
         // What keeps the times from being written, the image meets when it is closed, or it does no harm.
         self.note_times().await.ok();
         self.inner.is_lost.store(true, Ordering::Release);
+        self.inner.record.lose_track();
         self.image().close().await
     }
 
@@ -208,6 +216,7 @@ impl ImageDevice {
     /// # Cancel safety
     /// Dropping the future leaves requests running on the header as it was before: refresh.
     pub async fn exclusively<T>(&self, change: impl AsyncFnOnce(&mut Image) -> Result<T>) -> Result<T> {
+        self.inner.record.lose_track();
         self.reopen(async |image: &mut Image| {
             let outcome = change(image).await?;
             let_others_in(image).await?;
@@ -262,6 +271,24 @@ impl ImageDevice {
             let io = device.io();
             device.inner.check()?;
             request(io).await
+        })
+    }
+
+    /// Runs a change of a range, which is noted where somebody wants to know.
+    fn run_write<F>(
+        &self,
+        offset: u64,
+        length: u64,
+        request: impl FnOnce(Arc<Io>) -> F + Send + 'static,
+    ) -> Reply<()>
+    where
+        F: Future<Output = Result<()>> + Send,
+    {
+        self.inner.times.mark(Used::Written);
+        let device = self.clone();
+        self.run_change(move |io| {
+            device.inner.record.note(offset, length);
+            request(io)
         })
     }
 
@@ -370,18 +397,16 @@ impl BlockDevice for ImageDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<()> {
-        self.inner.times.mark(Used::Written);
-        self.run_change(move |io| async move { io.write(offset, data).await })
+        let length = data.len() as u64;
+        self.run_write(offset, length, move |io| async move { io.write(offset, data).await })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Reply<()> {
-        self.inner.times.mark(Used::Written);
-        self.run_change(move |io| async move { io.write_zeroes(offset, length).await })
+        self.run_write(offset, length, move |io| async move { io.write_zeroes(offset, length).await })
     }
 
     fn discard(&self, offset: u64, length: u64) -> Reply<()> {
-        self.inner.times.mark(Used::Written);
-        self.run_change(move |io| async move { io.discard(offset, length).await })
+        self.run_write(offset, length, move |io| async move { io.discard(offset, length).await })
     }
 
     fn flush(&self) -> Reply<()> {

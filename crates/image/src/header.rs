@@ -31,7 +31,7 @@ use crate::encoding::{
 use crate::features::{Features, Flags, OpFeatures};
 
 pub use load::load;
-pub use migrating::{Opening, SourceLink};
+pub use migrating::{CARRYING_BACK, Opening, SourceLink};
 pub use parent::Reattach;
 pub use snapshots::RemovedSnapshot;
 pub use update::{create_op, update};

@@ -1,4 +1,5 @@
-//! Abort: the source gets back what was written to the target since prepare, its clones and its name; the target goes.
+//! Abort: the source gets back what was written to the target since prepare, its clones and its name; the target goes. While clients
+//! use the target, most of it is done before they have to wait: see [`ahead`].
 //!
 //! ```text
 //!   checks                          nothing is changed by what is refused
@@ -10,32 +11,25 @@
 //!   source: the note goes
 //! ```
 
-use std::sync::Arc;
+mod ahead;
+mod carry;
 
-use bytes::Bytes;
-use ferry_core::{Error, ErrorKind, ExtentState, Result, SnapId};
-use ferry_image::diff::Diff;
+use ferry_core::{Error, ErrorKind, Result, SnapId};
 use ferry_image::encoding::{
     MigrationIntent, MigrationPhase, MigrationState, SnapshotNamespace, TrashSource, TrashState,
 };
-use ferry_image::image::Image;
-use ferry_image::io::Io;
 use ferry_image::pool::Pool;
 use ferry_image::progress::{Progress, silent};
-use ferry_image::zeroes::is_zero;
 use ferry_image::{remove, trash};
-use futures_util::TryStreamExt;
 
+pub use self::ahead::{Carried, LiveAbort};
+use self::carry::carry_back;
 use crate::children;
 use crate::ends::{End, Ends};
 use crate::removal::remove_end;
-use crate::verify::{self, STEP};
 
 /// What the record of a target says that had all data before it was given up.
 const WAS_EXECUTED: &str = "was executed";
-
-/// What is compared and written at once where nothing tells what was written. Bytes.
-const BLOCK: usize = 4096;
 
 /// What an abort may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,20 +91,41 @@ pub fn losses(ends: &Ends) -> Result<Losses> {
 ///
 /// # Crash safety
 /// See the module. Killed, the same call finishes.
-pub async fn abort(mut ends: Ends, options: AbortOptions, progress: Progress<'_>) -> Result<()> {
+pub async fn abort(ends: Ends, options: AbortOptions, progress: Progress<'_>) -> Result<()> {
+    let restored = restore(ends, options, &mut |done, total| progress(done, total * 2)).await?;
+    restored.remove_target(&mut |done, total| progress(total + done, total * 2)).await
+}
+
+/// The first half of [`abort`]: the source has everything, its name too, and can be used. The target is still there.
+///
+/// # Errors
+/// As [`abort`].
+///
+/// # Crash safety
+/// Killed, or left so, [`abort`] finishes.
+pub async fn restore(mut ends: Ends, options: AbortOptions, progress: Progress<'_>) -> Result<Restored> {
     if ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Committing) {
         return Err(Error::invalid("the migration is being committed, which cannot be undone"));
     }
-    let is_over = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
-    if !is_over && ends.state() != MigrationState::Preparing {
+    if !is_over(&ends) && ends.state() != MigrationState::Preparing {
         check(&ends, options).await?;
         if ends.target.header.is_some() {
             begin(&mut ends).await?;
-            carry_back(&ends, &mut |done, total| progress(done, total * 2)).await?;
+            carry_back(&ends, progress).await?;
             relink_back(&mut ends).await?;
         }
     }
-    give_up(ends, &mut |done, total| progress(total + done, total * 2)).await
+    give_place_back(ends).await
+}
+
+/// Whether the source is a plain image again.
+fn is_over(ends: &Ends) -> bool {
+    ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted)
+}
+
+/// Whether the source was given some of what was written to the target by an abort that was cut off: nothing tells what.
+fn is_carried_ahead(ends: &Ends) -> bool {
+    ends.source.header.as_ref().is_some_and(|h| h.is_carried_back())
 }
 
 /// Undoes a prepare that did not come to its end, or ends an abort that was cut off.
@@ -128,6 +143,15 @@ async fn check(ends: &Ends, options: AbortOptions) -> Result<()> {
             return Err(Error::busy("image has watchers - cannot abort migration").because(e));
         }
     }
+    check_place(ends).await?;
+    if ends.target.header.is_none() || ends.target.state() == Some(MigrationState::Aborting) {
+        return Ok(());
+    }
+    check_losses(ends, options).await
+}
+
+/// Refuses where another image has the source's name.
+async fn check_place(ends: &Ends) -> Result<()> {
     let (pool, name) = (&ends.source.pool, &ends.source.name);
     let is_own = |id: &str| id == ends.source.id || (id == ends.target.id && is_same_place(ends));
     if let Some(id) = pool.read_id(name).await?.filter(|id| !is_own(id)) {
@@ -135,9 +159,11 @@ async fn check(ends: &Ends, options: AbortOptions) -> Result<()> {
             .with("image", name)
             .with("id", id));
     }
-    if ends.state() == MigrationState::Aborting {
-        return Ok(());
-    }
+    Ok(())
+}
+
+/// Refuses what cannot be carried back.
+async fn check_losses(ends: &Ends, options: AbortOptions) -> Result<()> {
     check_clones(ends).await?;
     let lost = losses(ends)?;
     if !lost.what.is_empty() && !options.accept_loss {
@@ -188,105 +214,19 @@ async fn begin(ends: &mut Ends) -> Result<()> {
     Ok(())
 }
 
-/// Copies to the source what was written to the target.
-async fn carry_back(ends: &Ends, progress: Progress<'_>) -> Result<()> {
-    let target = children::as_image(&ends.target)?;
-    // On a cluster `rbd` may have written too, and does not preserve the point of prepare: what is there may be newer.
-    if verify::others_may_write(&*target.pool.store) || target.header.base().is_none() {
-        return carry_back_differences(ends, target, progress).await;
-    }
-    let diff = Diff::since_prepare(&target).await?;
-    let mut source = ends.source.open().await?;
-    let io = Io::open(&mut source).await?;
-    let copied = async {
-        let total = diff.steps();
-        let mut batches = std::pin::pin!(diff.changes());
-        let mut done = 0;
-        while let Some(batch) = batches.try_next().await? {
-            for change in batch {
-                let end = (change.offset + change.length).min(io.size());
-                let length = end.saturating_sub(change.offset);
-                if length == 0 {
-                    continue;
-                }
-                match change.state {
-                    ExtentState::Data => io.copy_range(diff.to(), change.offset, length).await?,
-                    ExtentState::Zero => io.discard(change.offset, length).await?,
-                }
-            }
-            done += 1;
-            progress(done, total);
-        }
-        Ok(())
-    };
-    let copied: Result<()> = copied.await;
-    let closed = source.close().await;
-    copied.and(closed)
-}
-
-/// Copies to the source what differs on a target where nothing tells what was written since: another program prepared it, or may
-/// have written to it.
-async fn carry_back_differences(ends: &Ends, mut target: Image, progress: Progress<'_>) -> Result<()> {
-    let was_executed = ends.target.record().is_some_and(|r| r.description == WAS_EXECUTED);
-    let steps = verify::ranges(ends, &children::as_image(&ends.source)?, &target).await?;
-    let header = Arc::make_mut(&mut target.header);
-    if let Some(record) = header.migration.as_mut().filter(|_| !was_executed) {
-        // What is missing on it is shown by the source.
-        record.state = MigrationState::Executing;
-    }
-    let shown = target.revision_at(SnapId::HEAD).await?;
-    let mut source = ends.source.open().await?;
-    let copied = async {
-        let before = children::as_image(&ends.source)?.revision_at(SnapId::HEAD).await?;
-        let io = Io::open(&mut source).await?;
-        let size = io.size().min(shown.size);
-        let steps = steps.unwrap_or_else(|| (0..size.div_ceil(STEP)).collect());
-        let total = steps.len() as u64;
-        for (done, step) in (1..).zip(steps) {
-            let offset = step * STEP;
-            let length = STEP.min(size.saturating_sub(offset));
-            if length > 0 {
-                let old = before.read(offset, length).await?.to_vec(offset, length);
-                let new = Bytes::from(shown.read(offset, length).await?.to_vec(offset, length));
-                write_differences(&io, offset, &old, &new).await?;
-            }
-            progress(done, total);
-        }
-        Ok(())
-    };
-    let copied: Result<()> = copied.await;
-    let closed = source.close().await;
-    copied.and(closed)
-}
-
-/// Writes the blocks of `new` that are not as in `old`.
-async fn write_differences(io: &Io, offset: u64, old: &[u8], new: &Bytes) -> Result<()> {
-    let mut at = 0;
-    for (a, b) in old.chunks(BLOCK).zip(new.chunks(BLOCK)) {
-        let place = offset + at as u64;
-        if a != b && is_zero(b) {
-            io.discard(place, b.len() as u64).await?;
-        } else if a != b {
-            io.write(place, new.slice(at..at + b.len())).await?;
-        }
-        at += b.len();
-    }
-    Ok(())
-}
-
 /// Gives the source its clones back.
 async fn relink_back(ends: &mut Ends) -> Result<()> {
     let Some(record) = ends.target.record().cloned() else { return Ok(()) };
     let Ends { source, target } = ends;
-    children::relink(target, source, |t| record.source_snap(t)).await?;
-    ends.flush().await?;
+    if children::relink(target, source, |t| record.source_snap(t)).await? > 0 {
+        ends.flush().await?;
+    }
     ends.reload().await
 }
 
-/// Gives the source its name, makes it a plain image and removes the target.
-async fn give_up(mut ends: Ends, progress: Progress<'_>) -> Result<()> {
-    let is_over = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
-    if ends.source.header.is_some() && !is_over {
+/// Gives the source its name and makes it a plain image.
+async fn give_place_back(mut ends: Ends) -> Result<Restored> {
+    if ends.source.header.is_some() && !is_over(&ends) {
         if is_same_place(&ends) && ends.target.header.is_some() {
             crate::removal::unlink(&ends.target, TrashSource::Removing).await?;
         } else if is_same_place(&ends) {
@@ -295,23 +235,43 @@ async fn give_up(mut ends: Ends, progress: Progress<'_>) -> Result<()> {
         restore_name(&ends.source.pool, &ends.source.name, &ends.source.id).await?;
         end_source(&mut ends.source, &ends.target).await?;
     }
-    let mut target = ends.target.clone();
-    remove_end(&mut target, TrashSource::Removing, progress).await?;
-    if let Some(header) = &ends.source.header {
-        if let Some((pool, snap)) = header.target_point()? {
-            // For a target that another program has removed.
-            target.pool.store.release_snap(pool, snap).await?;
+    Ok(Restored { ends })
+}
+
+/// A migration whose source is a plain image again and still knows of its target.
+#[derive(Debug)]
+pub struct Restored {
+    ends: Ends,
+}
+
+impl Restored {
+    /// Removes the target. The source may be in use.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    ///
+    /// # Crash safety
+    /// Killed, [`abort`] finishes.
+    pub async fn remove_target(self, progress: Progress<'_>) -> Result<()> {
+        let mut ends = self.ends;
+        let mut target = ends.target.clone();
+        remove_end(&mut target, TrashSource::Removing, progress).await?;
+        if let Some(header) = &ends.source.header {
+            if let Some((pool, snap)) = header.target_point()? {
+                // For a target that another program has removed.
+                target.pool.store.release_snap(pool, snap).await?;
+            }
+            ends.source
+                .update(|h| {
+                    h.clear_target_point();
+                    h.intent = None;
+                    Ok(())
+                })
+                .await?;
+            ends.source.pool.store.flush().await?;
         }
-        ends.source
-            .update(|h| {
-                h.clear_target_point();
-                h.intent = None;
-                Ok(())
-            })
-            .await?;
-        ends.source.pool.store.flush().await?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// Makes the source a plain image that still knows of its target.

@@ -28,15 +28,20 @@ pub(crate) async fn of(end: &End) -> Result<Vec<Child>> {
 }
 
 /// Links every clone of `from` to the snapshot of `to` that `map` gives for its own, which the new parent protects as the
-/// old one did.
+/// old one did. How many clones there were: without any nothing was changed.
 ///
 /// # Errors
 /// `Busy` (16) for a clone of a snapshot that `map` does not know; those of [`clone::relink`].
 ///
 /// # Crash safety
 /// After a crash midway the same call finishes.
-pub(crate) async fn relink(from: &End, to: &mut End, map: impl Fn(SnapId) -> Option<SnapId>) -> Result<()> {
+pub(crate) async fn relink(
+    from: &End,
+    to: &mut End,
+    map: impl Fn(SnapId) -> Option<SnapId>,
+) -> Result<usize> {
     let header = from.need_header()?;
+    let mut count = 0;
     for snap in header.snaps.keys() {
         let mut at = as_image(from)?;
         at.at = *snap;
@@ -47,9 +52,10 @@ pub(crate) async fn relink(from: &End, to: &mut End, map: impl Fn(SnapId) -> Opt
             })?;
             protect_alike(header, *snap, to, target).await?;
             relink_one(&child, from, *snap, to, target).await?;
+            count += 1;
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Protects a snapshot that is to have clones which only a protected one may have.

@@ -88,8 +88,24 @@ impl End {
         Ok(())
     }
 
-    /// Writes the state, durably.
+    /// Writes the state, durably. An abort that has begun is not gone back on.
+    ///
+    /// # Errors
+    /// `ReadOnly` (30) for another state than `Aborting` in an end that is being aborted; those of the store.
     pub(crate) async fn set_state(&mut self, state: MigrationState, description: &str) -> Result<()> {
+        self.update(|h| {
+            let now = h.migration.as_ref().map(|m| m.state);
+            if now == Some(MigrationState::Aborting) && state != MigrationState::Aborting {
+                return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
+            }
+            h.set_migration_state(state, description)
+        })
+        .await?;
+        self.pool.store.flush().await
+    }
+
+    /// Takes back that the migration is being aborted: nothing was done yet but this end closed.
+    pub(crate) async fn reopen_as(&mut self, state: MigrationState, description: &str) -> Result<()> {
         self.update(|h| h.set_migration_state(state, description)).await?;
         self.pool.store.flush().await
     }
@@ -197,9 +213,15 @@ impl Ends {
         Ok(())
     }
 
-    /// How far the migration is: what the target says once it is prepared, before that what the source says.
+    /// How far the migration is: what the target says once it is prepared, before that what the source says. It is being aborted
+    /// as soon as either says so, and until the last of the target is gone: the target may be in use in the beginning, the source in the
+    /// end.
     #[must_use]
     pub fn state(&self) -> MigrationState {
+        let is_aborted = self.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
+        if is_aborted || self.source.state() == Some(MigrationState::Aborting) {
+            return MigrationState::Aborting;
+        }
         self.target.state().or(self.source.state()).unwrap_or(MigrationState::Error)
     }
 

@@ -391,6 +391,9 @@ async fn describe(ends: &mut [&mut End], percent: u64, first: u64) -> Result<()>
             if let Some(intent) = h.intent.as_mut().filter(|i| i.origin.is_some()) {
                 intent.cursor = intent.cursor.max(first);
             }
+            if h.migration.as_ref().is_some_and(|m| m.state == MigrationState::Aborting) {
+                return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
+            }
             h.set_migration_state(MigrationState::Executing, &text)
         })
         .await?;

@@ -12,7 +12,7 @@
 //! - Both headers carry a record (`rbd`'s, key `migration`) and ferry's own note (key `ferry.migration`) with one uuid.
 //! - Every step is idempotent: killed anywhere, the same call again reaches the same end.
 //! - Nothing is taken away before what replaces it is durable: across two stores, one is flushed before the other goes on.
-//! - The source is not written between prepare and abort.
+//! - The source is not written between prepare and abort; once an abort writes it, only an abort can come next.
 #![forbid(unsafe_code)]
 
 mod abort;
@@ -26,7 +26,7 @@ mod prepare;
 mod removal;
 mod verify;
 
-pub use abort::{AbortOptions, Losses, abort, losses};
+pub use abort::{AbortOptions, Carried, LiveAbort, Losses, Restored, abort, losses, restore};
 pub use commit::{CommitOptions, Receipt, clones, commit};
 pub use ends::{End, Ends, Finding};
 pub use execute::{Control, Copied, Pace, execute};

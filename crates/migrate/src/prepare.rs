@@ -91,9 +91,7 @@ pub async fn prepare(
     options: &PrepareOptions,
 ) -> Result<Prepared> {
     if let Some(ends) = unfinished(pool, name).await? {
-        let is_aborted = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Aborted);
         match ends.state() {
-            _ if is_aborted => abort::undo(ends).await?,
             // Cut off before: what was begun is ended first.
             MigrationState::Preparing | MigrationState::Aborting => abort::undo(ends).await?,
             MigrationState::Prepared if is_target(&ends, target, target_name) => {
@@ -174,10 +172,11 @@ fn is_target(ends: &Ends, pool: &Pool, name: &str) -> bool {
 /// Links the source's clones to the target.
 async fn finish(mut ends: Ends) -> Result<Ends> {
     let Some(record) = ends.target.record().cloned() else { return Ok(ends) };
-    children::relink(&ends.source, &mut ends.target, |s| record.snap_seqs.get(&s.0).map(|t| SnapId(*t)))
-        .await?;
-    ends.flush().await?;
-    ends.reload().await?;
+    let map = |s: SnapId| record.snap_seqs.get(&s.0).map(|t| SnapId(*t));
+    if children::relink(&ends.source, &mut ends.target, map).await? > 0 {
+        ends.flush().await?;
+        ends.reload().await?;
+    }
     Ok(ends)
 }
 
@@ -232,12 +231,15 @@ impl<'a> Plan<'a> {
         Ok(Self { target, name, id, uuid, layout, features, options, flatten })
     }
 
-    /// Does it, up to both ends being prepared.
+    /// Does it, up to both ends being prepared. Clients wait for it: within a store what comes later is not there after a crash
+    /// without what came before, so only between two stores is anything made durable on the way.
     async fn carry_out(&self, source: &mut Image) -> Result<()> {
+        let is_near = source.pool.store.identity() == self.target.store.identity();
         self.mark_source(source).await?;
-        source.pool.store.flush().await?;
         trash::unlink(&source.pool, &source.name, &source.id, TrashSource::Migration, Duration::ZERO).await?;
-        source.pool.store.flush().await?;
+        if !is_near {
+            source.pool.store.flush().await?;
+        }
         let header = self.target_header(source).await?;
         create_whole(self.target, self.name, &self.id, &header).await?;
         if let Some(parent) = header.parent_spec() {
@@ -246,9 +248,10 @@ impl<'a> Plan<'a> {
             child.close().await?;
             linked?;
         }
-        self.target.store.flush().await?;
+        if !is_near {
+            self.target.store.flush().await?;
+        }
         let point = header.base().map(|base| (header.data_pool_or(self.target.id()), base.snap));
-        let is_near = source.pool.store.identity() == self.target.store.identity();
         source
             .update_header(|h| {
                 if let Some((pool, snap)) = point.filter(|_| is_near) {
@@ -257,7 +260,9 @@ impl<'a> Plan<'a> {
                 h.set_migration_state(MigrationState::Prepared, "")
             })
             .await?;
-        source.pool.store.flush().await?;
+        if !is_near {
+            source.pool.store.flush().await?;
+        }
         let mut ends = Ends::find(&source.pool, &source.name).await?;
         if ends.target.state() != Some(MigrationState::Prepared) {
             ends.target.set_state(MigrationState::Prepared, "").await?;

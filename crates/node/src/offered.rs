@@ -178,19 +178,37 @@ impl Offering {
     pub(crate) fn is_read_only(&self) -> bool {
         self.is_read_only
     }
+
+    /// Makes durable what was written.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let device = self.below.state().open.as_ref().map(|open| open.device().clone());
+        match device.filter(|_| !self.is_read_only) {
+            Some(device) => device.flush().await,
+            None => Ok(()),
+        }
+    }
 }
 
-/// Takes the image away from all that offer it, to be given another with [`Taken::go_on`]. Their clients wait from now on.
+/// Takes the image away from all that offer it, to be given another with [`Taken::go_on`]. Their clients wait from now on. `quiet`
+/// is done before the image is closed, when no request is under way any more.
 ///
 /// # Errors
-/// `TimedOut` (110) where requests under way take until `limit` is over; those of closing the image. All go on then with what they
-/// had, or, where the image could not be closed, with errors.
-pub(crate) async fn take(offerings: Vec<Offering>, limit: Duration) -> Result<Vec<Taken>> {
+/// `TimedOut` (110) where requests under way take until `limit` is over; those of `quiet` and of closing the image. All go on then
+/// with what they had, or, where the image could not be closed, with errors.
+pub(crate) async fn take<Q>(
+    offerings: Vec<Offering>,
+    limit: Duration,
+    quiet: impl AsyncFnOnce() -> Result<Q>,
+) -> Result<(Vec<Taken>, Q)> {
     let began = Instant::now();
     let mut paused = Vec::new();
     for offering in offerings {
         paused.push((offering.export.pause(limit.saturating_sub(began.elapsed())).await?, offering));
     }
+    let prepared = quiet().await?;
     let mut taken = Vec::new();
     for (paused, Offering { below, is_read_only, way, .. }) in paused {
         let (open, image) = {
@@ -203,7 +221,7 @@ pub(crate) async fn take(offerings: Vec<Offering>, limit: Duration) -> Result<Ve
         open.close().await?;
         taken.push(Taken { paused, below, is_read_only, way, image });
     }
-    Ok(taken)
+    Ok((taken, prepared))
 }
 
 /// An export whose clients wait while the image below it is another process's, or nobody's.

@@ -94,7 +94,12 @@ impl OpenDevice {
 
     /// Whether others hold it, too.
     pub(crate) fn has_others(&self) -> bool {
-        Arc::strong_count(&self.shared) > 1
+        self.holders() > 1
+    }
+
+    /// How many hold it.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.shared)
     }
 
     /// Makes everything durable; the last one gives the image back.

@@ -11,7 +11,7 @@ use crate::durability::client::{Client, Request};
 use crate::durability::ledger::{Content, Ledger};
 use crate::durability::load::{Load, Numbers, Subject, check, wait_for_flushes};
 use crate::durability::{seed, setting};
-use crate::harness::{Home, Name, Node, noise};
+use crate::harness::{Home, Name, Node, noise, promised};
 
 /// Blocks of an image under load: 16 MiB.
 const BLOCKS: usize = 4096;
@@ -131,7 +131,44 @@ fn prepare_gives_way_where_clients_would_wait_too_long() {
 }
 
 #[test]
+fn an_abort_carries_back_what_clients_wrote_before_they_wait() {
+    promised("they wait for the last of it, not for all, and not for the target to be removed");
+    let home = Home::new();
+    pools(&home);
+    fs::write(home.path("disk"), noise(5, 24 << 20)).unwrap();
+    home.ok("import disk a --object-size 1M --no-progress");
+    let node = home.serve();
+    home.ok("export add a --name vm");
+    let mut client = Client::connect(&home.path("home/nbd.sock"), "vm").unwrap();
+    let mut wanted = fs::read(home.path("disk")).unwrap();
+    for (to, is_executed) in [("far/a", false), ("far/a", true), ("fast/b", false)] {
+        step(&home, &format!("migration prepare a {to} --object-size 4M"));
+        if is_executed {
+            step(&home, &format!("migration execute {to} --no-progress"));
+        }
+        let data = noise(u64::from(is_executed) + 20, 1 << 20);
+        for n in 0..12 {
+            let at = n << 21;
+            wanted[at..at + data.len()].copy_from_slice(&data);
+            let offset = u64::try_from(at).unwrap();
+            let request = Request::Write { offset, data: data.clone(), is_durable: false };
+            client.send(1, &request).unwrap();
+            assert_eq!(client.receive().unwrap().error, 0);
+        }
+        assert_eq!(step(&home, &format!("migration abort {to} --no-progress")).len(), 1);
+        let log = home.log();
+        let line = log.lines().rfind(|l| l.contains("carried back")).unwrap_or_else(|| panic!("{log}"));
+        assert_eq!(number_after(line, "ahead_bytes"), 12 << 20, "{line}");
+        assert_eq!(number_after(line, "waiting_bytes"), 0, "{line}");
+        assert!(client.read(0, wanted.len()).unwrap() == wanted, "{to}, executed: {is_executed}");
+    }
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    home.check();
+}
+
+#[test]
 fn exports_added_before_and_after_a_copy_began_write_as_fast_as_beside_none() {
+    promised("A first write to what is not copied yet waits for its own blocks, not for an object");
     let home = Home::new();
     pools(&home);
     fs::write(home.path("disk"), noise(7, 16 << 20)).unwrap();
@@ -410,7 +447,14 @@ fn copying(home: &Home, image: &str, limit: &str) -> (Child, u64) {
 fn copied(home: &Home) -> u64 {
     let log = home.log();
     let line = log.lines().rfind(|l| l.contains("migration executed")).unwrap_or_else(|| panic!("{log}"));
-    let (_, number) = line.split_once("copied_bytes").unwrap();
+    number_after(line, "copied_bytes")
+}
+
+/// A number in a line of the log.
+fn number_after(line: &str, name: &str) -> u64 {
+    let (_, number) = line.split_once(name).unwrap_or_else(|| panic!("{name}: {line}"));
+    // Between them may be what colours them.
+    let (_, number) = number.split_once('=').unwrap_or(("", number));
     let digits: String =
         number.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap()

@@ -24,7 +24,16 @@ pub struct SourceLink {
     pub overlap: u64,
 }
 
+/// The description in the records of both ends while an abort carries back what is written to the target, which is still in use.
+pub const CARRYING_BACK: &str = "carrying back";
+
 impl Header {
+    /// Whether an abort carries back what was written to the target, which is still in use, or was cut off doing that.
+    #[must_use]
+    pub fn is_carried_back(&self) -> bool {
+        self.migration.as_ref().is_some_and(|m| m.description == CARRYING_BACK)
+    }
+
     /// The point of prepare of the migration this image is the target of.
     #[must_use]
     pub fn base(&self) -> Option<BasePoint> {
@@ -45,7 +54,7 @@ impl Header {
         if let Some(snap) = record.source_snap(at) {
             return Ok(Some(SourceLink { snap, overlap: size }));
         }
-        // Taken since, or the point of prepare: the source has not changed any more.
+        // Taken since, or the point of prepare: the source has not changed any more, and once it does, none is taken.
         let noted = self.intent.as_ref().and_then(|i| i.overlaps.get(&at.0).copied());
         let is_base = self.base().is_some_and(|b| b.snap == at);
         let overlap = if is_base { size } else { noted.unwrap_or(record.overlap).min(size) };

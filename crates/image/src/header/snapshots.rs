@@ -20,7 +20,7 @@ impl Header {
     ///
     /// # Errors
     /// `Conflict` (116) where `id` is not above all before: allocate another; `Exists` (17); `NoSpace` (122) at the limit;
-    /// `Invalid` (22) for an empty name.
+    /// `Invalid` (22) for an empty name; `ReadOnly` (30) for a target that an abort carries back.
     pub fn add_snapshot(
         &mut self,
         id: SnapId,
@@ -56,6 +56,10 @@ impl Header {
     pub fn check_new_snapshot(&self, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
         if name.is_empty() {
             return Err(Error::invalid("a snapshot needs a name"));
+        }
+        if self.is_carried_back() {
+            // Where it has no object it would show the source, which is being written.
+            return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
         }
         if self.snaps.values().any(|s| s.name == name && s.namespace == *namespace) {
             return Err(Error::exists("snapshot exists").with("snapshot", name));

@@ -101,6 +101,8 @@ pub(crate) struct Case {
 pub(crate) struct Tally {
     pub(crate) deaths: AtomicU64,
     pub(crate) digest: AtomicU64,
+    /// Aborts beside clients that came to their end.
+    pub(crate) live_aborts: AtomicU64,
     /// Bytes that were verified, and of them those of which the source was not read again.
     pub(crate) verified: AtomicU64,
     pub(crate) by_digests: AtomicU64,
@@ -126,6 +128,7 @@ impl Tally {
     /// Takes another into account.
     pub(crate) fn add_all(&self, other: Self) {
         self.add(other.deaths.into_inner(), other.digest.into_inner());
+        self.live_aborts.fetch_add(other.live_aborts.into_inner(), Ordering::Relaxed);
         self.verified.fetch_add(other.verified.into_inner(), Ordering::Relaxed);
         self.by_digests.fetch_add(other.by_digests.into_inner(), Ordering::Relaxed);
     }
@@ -142,9 +145,10 @@ impl std::fmt::Display for Tally {
         let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
         write!(
             f,
-            "{} deaths, digest {:016x}, {:.2} of {} bytes verified by digests",
+            "{} deaths, digest {:016x}, {} aborts beside clients, {:.2} of {} bytes verified by digests",
             number(&self.deaths),
             number(&self.digest),
+            number(&self.live_aborts),
             self.share_by_digests(),
             number(&self.verified)
         )

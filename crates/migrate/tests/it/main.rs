@@ -1,6 +1,7 @@
 //! Migrations on stores in memory: random cases against a model, deaths at every change, errors of the source, flipped bytes.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod ahead;
 mod case;
 mod fault;
 mod import;
@@ -62,16 +63,35 @@ fn images_move_inside_a_store_that_can_do_the_least() {
 fn images_move_between_stores() {
     let tally = run(Kind::TwoStores, 0..cases(1250));
     assert!(tally.share_by_digests() > 0.1, "{tally}");
+    assert!(tally.live_aborts.load(Ordering::Relaxed) * 40 > cases(1250), "{tally}");
 }
 
 #[test]
 fn a_death_after_any_change_inside_a_store_is_survived() {
-    run(Kind::DyingOneStore, 0..cases(2500));
+    let tally = run(Kind::DyingOneStore, 0..cases(2500));
+    assert!(tally.live_aborts.load(Ordering::Relaxed) > 0, "{tally}");
 }
 
 #[test]
 fn a_death_after_any_change_between_stores_is_survived() {
-    run(Kind::DyingTwoStores, 0..cases(2500));
+    let tally = run(Kind::DyingTwoStores, 0..cases(2500));
+    assert!(tally.live_aborts.load(Ordering::Relaxed) > 0, "{tally}");
+}
+
+#[test]
+fn an_abort_beside_clients_gives_way_without_harm() {
+    for kind in [Kind::OneStore, Kind::TwoStores] {
+        let mut begun = 0;
+        for seed in 0..cases(200) {
+            match futures_executor::block_on(Case::new(seed, kind).refused_beside_clients()) {
+                Ok(()) => begun += 1,
+                // Images without exclusive lock are not aborted so.
+                Err(e) if e.kind() == ferry_core::ErrorKind::Invalid && e.clause() == "not begun" => {}
+                Err(e) => panic!("{kind:?} seed {seed}: {}", e.chain()),
+            }
+        }
+        assert!(begun * 3 > cases(200), "{kind:?}: {begun}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Migrations: prepare, execute, verify, commit, abort.
 
+mod abort;
 mod import;
 mod moved;
 mod receipt;
@@ -27,7 +28,6 @@ use crate::api::{Done, Failure, LayoutOptions, Manner, MigrationCommand, Progres
 use crate::backend::{Names, Stoppable};
 use crate::cancel::Cancel;
 use crate::spec::ImageSpec;
-use moved::Moved;
 
 impl Run<'_> {
     /// Executes one of them.
@@ -59,7 +59,7 @@ impl Run<'_> {
             }
             MigrationCommand::Abort { image, accept_loss, pause_limit_ms } => {
                 let limit = pause_limit(pause_limit_ms);
-                self.migration_abort(&image, AbortOptions { accept_loss }, limit).await?;
+                Box::pin(self.migration_abort(&image, AbortOptions { accept_loss }, limit)).await?;
             }
         }
         Ok(Response::Done)
@@ -112,7 +112,10 @@ impl Run<'_> {
                 prepared => prepared,
             }
         };
-        match self.switching(source, target, limit, prepare).await {
+        match self
+            .switching(source, target, limit, async || Ok(()), async |(), over: &Cancel| prepare(over).await)
+            .await
+        {
             Ok(switched) => match switched.all()? {
                 Prepared::Done(_) => Ok(()),
                 Prepared::Already(_) if manner == Manner::Ferry => {
@@ -235,32 +238,6 @@ impl Run<'_> {
         self.events.advise(&format!("receipt: {}", path.display()));
         self.forget_secrets_of(&spec)
     }
-
-    async fn migration_abort(&self, image: &ImageSpec, options: AbortOptions, limit: Duration) -> Done<()> {
-        let rbd = "rbd: aborting migration failed";
-        let what = format!("cannot abort the migration of {image}");
-        let moved = match self.moved(image, &what, rbd).await {
-            Err(e) if e.errno == Errno::ENOENT.0 && self.has_remains(image).await? => {
-                return self.abort_import(image, options, "").await;
-            }
-            moved => moved?,
-        };
-        let ends = match moved {
-            Moved::Image(ends) => *ends,
-            Moved::Import(import) => {
-                return self.abort_import(&spec_of(&import.target), options, import.spec()).await;
-            }
-        };
-        let source = ends.source.name.clone();
-        let step = Progress::start(self.events, "Abort image migration");
-        let (from, to) = (spec_of(&ends.target), spec_of(&ends.source));
-        // It does not give way once it has begun: the target cannot be written any more from then on.
-        let abort = async |_: &Cancel| ferry_migrate::abort(ends, options, &mut |d, t| step.at(d, t)).await;
-        let aborted = self.switching(&from, &to, limit, abort).await;
-        aborted.map_err(|e| abort_failed(&e, &what, rbd, image, &source))?.all()?;
-        step.done();
-        Ok(())
-    }
 }
 
 /// Whether something cannot be done because the image is an end of a migration.
@@ -373,28 +350,6 @@ fn commit_failed(error: &Error, what: &str, rbd: &str, image: &ImageSpec) -> Fai
         ));
     }
     failure
-}
-
-fn abort_failed(error: &Error, what: &str, rbd: &str, image: &ImageSpec, source: &str) -> Failure {
-    let failure = Failure::of(error, what, rbd).after(format!("librbd: {}", error.clause()));
-    match (error.fact("losses"), error.kind()) {
-        (Some(losses), _) => {
-            let failure = failure.advise("nothing was changed");
-            let failure =
-                losses.split("; ").fold(failure, |f, loss| f.advise(format!("would be lost: {loss}")));
-            failure.advise(format!("`ferry migration abort --accept-loss {image}` goes on without"))
-        }
-        (None, ErrorKind::Exists) => failure
-            .advise("nothing was changed: both ends are there")
-            .advise(format!("rename or remove the image that is called {source} now, and repeat")),
-        (None, ErrorKind::TimedOut) => {
-            failure.advise("nothing was changed").advise("`--pause-limit` sets how long clients may wait")
-        }
-        (None, ErrorKind::Busy) => {
-            failure.advise("nothing was changed").advise(format!("`ferry status {image}` tells who uses it"))
-        }
-        (None, _) => failure,
-    }
 }
 
 /// A comparison, a line for each point.

@@ -21,17 +21,19 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 impl Run<'_> {
     /// Does `change`, which moves the image `from` to `to`, while the clients of all exports and mapped devices of `from` in this
-    /// process wait. They go on with `to` afterwards, or with `from` where the change failed. Without any it is just done. What
-    /// `change` is given is asked for when clients have waited for `limit`: the change may give way then.
+    /// process wait. They go on with `to` afterwards, or with `from` where the change failed. Without any it is just done. `quiet` is
+    /// done when no request is under way any more and `from` is still open; what it gives is given to `change`. What `change` is
+    /// given beside is asked for when clients have waited for `limit`: the change may give way then.
     ///
     /// # Errors
-    /// Those of `change`; `TimedOut` (110) where requests under way do not end within `limit`, before anything is changed.
-    pub(super) async fn switching<T>(
+    /// Those of `quiet` and `change`; `TimedOut` (110) where requests under way do not end within `limit`, before either.
+    pub(super) async fn switching<Q, T>(
         &self,
         from: &ImageSpec,
         to: &ImageSpec,
         limit: Duration,
-        change: impl AsyncFnOnce(&Cancel) -> Result<T>,
+        quiet: impl AsyncFnOnce() -> Result<Q>,
+        change: impl AsyncFnOnce(Q, &Cancel) -> Result<T>,
     ) -> Result<Switched<T>> {
         let offerings = self.host.offerings(from);
         // Before anything is changed, for a node that starts after a death in the middle; also for exports that are not offered
@@ -46,8 +48,14 @@ impl Run<'_> {
                 Ok(())
             })?;
         }
+        for offering in &offerings {
+            // So that little is left to be made durable while clients wait; what goes wrong shows then.
+            if let Err(e) = offering.flush().await {
+                tracing::warn!(image = %from, error = %e.chain(), "cannot flush ahead of a switch");
+            }
+        }
         let began = Instant::now();
-        let taken = take(offerings, limit).await?;
+        let (taken, prepared) = take(offerings, limit, quiet).await?;
         let is_over = Cancel::new();
         let timer = match taken.is_empty() {
             true => None,
@@ -64,7 +72,7 @@ impl Run<'_> {
                 Some(self.host.runtime()?.spawn(ring))
             }
         };
-        let changed = change(&is_over).await;
+        let changed = change(prepared, &is_over).await;
         if let Some(timer) = timer {
             timer.abort();
         }
@@ -94,8 +102,8 @@ impl Run<'_> {
     /// a source no more. Those that cannot be go on with what they have.
     pub(super) async fn reopen_readers(&self, image: &ImageSpec) {
         let readers = self.host.offerings(image).into_iter().filter(Offering::is_read_only).collect();
-        let taken = match take(readers, PAUSE_MAX).await {
-            Ok(taken) => taken,
+        let taken = match take(readers, PAUSE_MAX, async || Ok(())).await {
+            Ok((taken, ())) => taken,
             Err(e) => return tracing::error!(%image, error = %e.chain(), "readers keep the image as it was"),
         };
         for reader in taken {
@@ -212,6 +220,11 @@ pub(super) struct Switched<T> {
 }
 
 impl<T> Switched<T> {
+    /// What the change gave, and why an export could not go on, if one could not.
+    pub(super) fn into_parts(self) -> (T, Option<Failure>) {
+        (self.value, self.lost)
+    }
+
     /// What the change gave, unless an export could not go on.
     pub(super) fn all(self) -> Done<T> {
         match self.lost {
