@@ -222,12 +222,14 @@ fn empty(world: &World, report: &mut Report) -> Done<()> {
 fn beside_clients(world: &World, report: &mut Report) -> Done<()> {
     let size = format!("--size={}m", world.mib);
     let load = ["--rw=randrw", "--bs=4k", "--iodepth=32", "--time_based", BESIDE_SECONDS, &size];
-    let (mut beside, mut idle) = (Vec::new(), Vec::new());
+    let (mut before, mut beside, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         world.ferry("migration prepare one/a far/a")?;
         drop_caches();
         let peer = world.node("vm")?;
         world.ferry("export add far/a --name vm")?;
+        before.push(peer.drive(&load)?.0);
+        drop_caches();
         let mut execute = world.command("migration execute far/a --no-progress")?;
         let mut execute =
             Running(execute.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?);
@@ -251,11 +253,12 @@ fn beside_clients(world: &World, report: &mut Report) -> Done<()> {
         );
         return Ok(());
     }
-    let (beside, idle) = (median(beside) / 1000.0, median(idle) / 1000.0);
+    let [before, beside, idle] = [before, beside, idle].map(|rates| median(rates) / 1000.0);
     report.line(format!(
         "migration: clients, 4 KiB random reads and writes, depth 32, while it is copied: {beside:.1} K/s, afterwards {idle:.1} K/s: \
-         {:.2} x (at least 0.5)",
-        beside / idle
+         {:.2} x (at least 0.5); before, when nothing was copied: {before:.1} K/s, {:.2} x",
+        beside / idle,
+        beside / before
     ));
     Ok(())
 }

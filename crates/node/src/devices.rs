@@ -150,6 +150,12 @@ impl Devices {
         state.mapped.values().filter_map(offered).collect()
     }
 
+    /// How much was asked for so far.
+    pub(crate) fn requests(&self) -> u64 {
+        let mapped: Vec<_> = self.state().mapped.values().cloned().collect();
+        mapped.iter().map(|one| one.offered().as_ref().map_or(0, Offered::requests)).sum()
+    }
+
     /// Takes one away. Blocks.
     ///
     /// # Errors

@@ -160,6 +160,11 @@ impl Exporter {
         these.map(|(name, o)| o.offering(Way::Export(name.clone()))).collect()
     }
 
+    /// How much clients have asked for so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.offered().values().map(Offered::requests).sum()
+    }
+
     fn line(&self, offered: &Offered) -> ExportLine {
         let export = offered.export();
         let clients = self

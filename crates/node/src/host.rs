@@ -183,6 +183,12 @@ impl Host {
         all
     }
 
+    /// How much clients of this process have asked for so far, over NBD and on devices.
+    pub(crate) fn requests(&self) -> u64 {
+        let exported: u64 = self.exporters().iter().map(|e| e.requests()).sum();
+        exported + self.devices().map_or(0, |devices| devices.requests())
+    }
+
     /// The images that are open to be written for long.
     ///
     /// # Errors

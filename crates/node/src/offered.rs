@@ -12,6 +12,7 @@ use bytes::Bytes;
 use ferry_core::{BlockDevice, BlockSource, DeviceExtent, Error, ErrorKind, Reply, Result};
 use ferry_image::image::Image;
 use ferry_serve::export::{Attendance, Export, Paused};
+use ferry_serve::traffic::SORTS;
 
 use crate::shared::{OpenDevice, SharedDevices};
 use crate::spec::SnapSpec;
@@ -137,6 +138,11 @@ impl Offered {
     /// The image it offers now; while it is switched, the one before; `None` for a foreign source.
     pub(crate) fn image(&self) -> Option<SnapSpec> {
         self.below.state().image.clone()
+    }
+
+    /// How many requests were answered so far.
+    pub(crate) fn requests(&self) -> u64 {
+        SORTS.iter().map(|sort| self.export.traffic().requests(*sort)).sum()
     }
 
     /// What is needed to switch it; `way` is how it is offered.

@@ -134,6 +134,12 @@ impl Traffic {
         }
     }
 
+    /// How many requests of one sort were answered so far.
+    #[must_use]
+    pub fn requests(&self, sort: Sort) -> u64 {
+        self.0[sort.index()].requests.load(Ordering::Relaxed)
+    }
+
     /// What was counted so far of one sort.
     #[must_use]
     pub fn counts(&self, sort: Sort) -> Counts {

@@ -145,7 +145,7 @@ impl Run<'_> {
             return Err(wrong_state(moved.state(), what, rbd, "prepared"));
         }
         let threads = self.host.runtime().map_err(cannot)?;
-        let pace = Throttle::new(self.env, threads, self.cancel);
+        let pace = Throttle::new(self.env, threads, self.cancel, self.host);
         let image_of = self.open_target(moved.target()).await.map_err(cannot)?;
         // Whoever offers the target, or will while this runs, uses the same device.
         let open = self.host.shared().map_err(cannot)?.open(image_of).await.map_err(cannot)?;
