@@ -253,7 +253,8 @@ impl Io {
         let Some(history) = self.history() else { return Ok(trail.end(Migrated::There, moved)) };
         let (mut losses, mut newest) = (0, None);
         while losses <= WRITE_RETRIES_MAX {
-            let right_until = match self.standing(object).await? {
+            let standing = self.standing(object).await?;
+            let right_until = match standing {
                 Standing::Finished(migrated) => {
                     // A crash may have come between the last step and this.
                     if self.revision().has_early(object).await? {
@@ -270,7 +271,12 @@ impl Io {
                 (losses, newest) = (0, right_until);
             }
             let Some(step) = history.next_step(self, object, right_until, &mut trail).await? else {
-                return Ok(trail.end(Migrated::Nothing, moved));
+                if self.standing(object).await? == standing {
+                    return Ok(trail.end(Migrated::Nothing, moved));
+                }
+                // What was aside went into the object between the two looks.
+                losses += 1;
+                continue;
             };
             let mut cost = Moved::default();
             cost.count(&step.effects);

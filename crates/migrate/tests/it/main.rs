@@ -96,7 +96,11 @@ fn an_abort_beside_clients_gives_way_without_harm() {
 
 #[test]
 fn what_went_wrong_once_goes_well() {
-    for (seed, kind) in [(1_001_476, Kind::DyingOneStore), (4_002_231, Kind::DyingTwoStores)] {
+    for (seed, kind) in [
+        (1_001_476, Kind::DyingOneStore),
+        (4_002_231, Kind::DyingTwoStores),
+        (10_017_415, Kind::DyingTwoStores),
+    ] {
         let tally = futures_executor::block_on(Case::new(seed, kind).run());
         assert!(tally.deaths.load(Ordering::Relaxed) > 0, "{kind:?} seed {seed}: nobody died");
     }
