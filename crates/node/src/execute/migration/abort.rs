@@ -143,8 +143,11 @@ fn abort_failed(
                 losses.split("; ").fold(failure, |f, loss| f.advise(format!("would be lost: {loss}")));
             failure.advise(format!("`ferry migration abort --accept-loss {image}` goes on without"))
         }
-        (None, ErrorKind::Exists) => untouched(failure)
-            .advise("both ends are there")
+        (None, ErrorKind::Exists) => failure
+            .advise(match begun {
+                Begun::No => "nothing was changed: both ends are there",
+                Begun::Yes => "both ends are there",
+            })
             .advise(format!("rename or remove the image that is called {source} now, and repeat")),
         (None, ErrorKind::TimedOut) => {
             untouched(failure).advise("`--pause-limit` sets how long clients may wait")
