@@ -225,6 +225,14 @@ impl Ends {
         self.target.state().or(self.source.state()).unwrap_or(MigrationState::Error)
     }
 
+    /// Whether clients can use the target: it is prepared, and neither a commit nor an abort has begun.
+    #[must_use]
+    pub fn is_target_usable(&self) -> bool {
+        let is_under_way = self.source.intent().is_some_and(|i| i.phase == MigrationPhase::Underway);
+        let states = [MigrationState::Prepared, MigrationState::Executing, MigrationState::Executed];
+        is_under_way && self.target.header.is_some() && states.contains(&self.state())
+    }
+
     /// Whether both ends lie in one store.
     #[must_use]
     pub fn is_one_store(&self) -> bool {

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
+use crate::device::until;
 use crate::durability::setting;
 use crate::harness::{Home, Name, noise};
 
@@ -100,7 +101,7 @@ fn with_image(home: &Home, way: Way) -> Wanted {
 /// Copies a home with its stores.
 fn copy(from: &Path) -> Home {
     let made = tempfile::tempdir().unwrap().keep();
-    for name in ["home", "elsewhere"] {
+    for name in ["home", "elsewhere"].into_iter().filter(|name| from.join(name).exists()) {
         let copied = Command::new("cp").arg("-a").arg(from.join(name)).arg(&made).status().unwrap();
         assert!(copied.success());
     }
@@ -242,4 +243,51 @@ fn a_death_after_any_change_inside_a_store_costs_nothing() {
 #[test]
 fn a_death_after_any_change_between_stores_costs_nothing() {
     println!("deaths in prepare, execute, commit, abort: {:?}", every_change(Way::TwoStores));
+}
+
+/// The image and its target have one name, so what is offered under it is the target at one moment and the source at the next.
+#[test]
+fn a_node_that_dies_after_any_change_of_an_abort_under_an_export_finishes_it() {
+    let made = Home::empty();
+    made.ok("pool create rbd");
+    made.ok(&format!("create rbd/a --size {SIZE}B --object-size 1M"));
+    let mut wanted = Wanted(vec![("", vec![0; usize::try_from(SIZE).unwrap()])]);
+    wanted.write(&made, "rbd/a", 0, &noise(1, 1_300_000));
+    let node = made.serve();
+    made.ok("export add rbd/a --export-name vm");
+    made.ok("migration prepare rbd/a rbd/a --object-size 512K");
+    wanted.write(&made, "rbd/a", 1_000_000, &noise(9, 400_000));
+    assert_eq!(node.stop(), 0, "{}", made.log());
+    let stride = usize::try_from(setting("FERRY_KILL_STRIDE", 1)).unwrap();
+    let mut kills = 0;
+    for change in (1..CHANGES_MAX).step_by(stride) {
+        let home = copy(made.dir());
+        let fault = format!("FERRY_FAULT=die-after-change:{change}");
+        // It may die while it starts.
+        let aborted = home.try_serve(&["env", &fault], &[]).map(|node| {
+            let run = home.run(Name::Ferry, "migration abort rbd/a --no-progress");
+            // What it changes when it stops counts too.
+            drop(node);
+            run.code == 0
+        });
+        let what = format!("change {change}: {aborted:?}");
+        let node = home.serve();
+        until("the abort that was cut off", || !home.ok("job ls").contains("running"));
+        let run = home.run(Name::Ferry, "migration abort rbd/a --no-progress");
+        assert!([0, 22].contains(&run.code), "{what}: {run:?}\n{}", home.log());
+        let info = home.ok("info rbd/a");
+        assert!(info.contains("order 20") && !home.ok("status rbd/a").contains("igrat"), "{what}: {info}");
+        assert!(home.ok("export ls").contains("vm"), "{what}: {}", home.log());
+        wanted.check(&home, "rbd/a", &what);
+        assert_eq!(home.ok("trash ls --all rbd"), "", "{what}");
+        assert_eq!(node.stop(), 0, "{what}: {}", home.log());
+        assert!(home.ok("check rbd").ends_with("no damage found\n"), "{what}");
+        fs::remove_dir_all(home.dir()).unwrap();
+        if aborted == Ok(true) {
+            break;
+        }
+        kills += 1;
+    }
+    println!("{kills} deaths");
+    assert!(stride > 1 || kills >= 20, "{kills} deaths");
 }

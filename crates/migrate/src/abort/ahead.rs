@@ -23,7 +23,7 @@ use std::ops::Range;
 use ferry_core::{Error, ErrorKind, Result, SnapId};
 use ferry_image::device::{ImageDevice, Recording};
 use ferry_image::diff::Diff;
-use ferry_image::encoding::{MigrationPhase, MigrationState};
+use ferry_image::encoding::MigrationState;
 use ferry_image::features::Features;
 use ferry_image::header::CARRYING_BACK;
 use ferry_image::image::Image;
@@ -70,20 +70,14 @@ impl LiveAbort {
     /// program prepared the migration or an abort was cut off.
     ///
     /// # Errors
-    /// As [`super::abort`]. Nothing was changed then.
+    /// As [`super::abort`]. What is refused changes nothing; after an error of a store an abort may have begun, as after a kill.
     ///
     /// # Crash safety
     /// Killed, [`super::abort`] finishes.
     pub async fn begin(ends: &Ends, options: AbortOptions, device: &ImageDevice) -> Result<Option<Self>> {
         let mut ends = ends.clone();
         ends.reload().await?;
-        let is_under_way = ends.source.intent().is_some_and(|i| i.phase == MigrationPhase::Underway);
-        if !is_under_way
-            || !matches!(
-                ends.state(),
-                MigrationState::Prepared | MigrationState::Executing | MigrationState::Executed
-            )
-        {
+        if !ends.is_target_usable() {
             return Ok(None);
         }
         let target = children::as_image(&ends.target)?;

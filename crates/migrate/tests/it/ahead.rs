@@ -10,7 +10,7 @@ use ferry_image::encoding::MigrationState;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::progress::silent;
-use ferry_image::{metadata, rollback, snapshot};
+use ferry_image::{metadata, snapshot};
 use ferry_migrate::{AbortOptions, CommitOptions, Control, Ends, LiveAbort, abort, commit, execute, prepare};
 use futures_util::future::{Either, join, select};
 
@@ -64,13 +64,7 @@ impl Case {
             let snap = now.snaps.iter().next().map(|(name, (bytes, _))| (name.clone(), bytes.clone()));
             match (self.below(10), snap) {
                 (0, Some((name, bytes))) if !keeps_all && bytes.len() == now.head.len() => {
-                    device
-                        .exclusively(async |i: &mut Image| {
-                            let id = i.header.user_snap(&name)?.id;
-                            rollback::rollback(i, id, &mut silent).await
-                        })
-                        .await?;
-                    self.trace(&format!("rolled back to {name}"));
+                    self.roll_back(device, &name).await?;
                     now.head = bytes;
                 }
                 _ => self.write_random(device, now).await?,

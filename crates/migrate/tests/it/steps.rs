@@ -8,7 +8,7 @@ use ferry_image::device::ImageDevice;
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
 use ferry_image::progress::silent;
-use ferry_image::snapshot;
+use ferry_image::{rollback, snapshot};
 use ferry_migrate::{
     AbortOptions, CommitOptions, Comparing, Control, Ends, abort, commit, execute, losses, prepare, verify,
 };
@@ -127,13 +127,7 @@ impl Case {
                     if let Some((name, (bytes, _))) =
                         now.snaps.iter().next().map(|(n, s)| (n.clone(), s.clone()))
                     {
-                        device
-                            .exclusively(async |i: &mut Image| {
-                                let id = i.header.user_snap(&name)?.id;
-                                ferry_image::rollback::rollback(i, id, &mut silent).await
-                            })
-                            .await?;
-                        self.trace(&format!("rolled back to {name}"));
+                        self.roll_back(device, &name).await?;
                         *lost |= bytes.len() != now.head.len();
                         now.head = bytes;
                     }
@@ -143,6 +137,18 @@ impl Case {
             let bytes = device.read(0, device.size()).await?;
             assert!(bytes == now.head, "seed {}: HEAD through the device", self.seed);
         }
+        Ok(())
+    }
+
+    /// Rolls the image of `device` back to its snapshot `name`.
+    pub(super) async fn roll_back(&self, device: &ImageDevice, name: &str) -> Result<()> {
+        device
+            .exclusively(async |i: &mut Image| {
+                let id = i.header.user_snap(name)?.id;
+                rollback::rollback(i, id, &mut silent).await
+            })
+            .await?;
+        self.trace(&format!("rolled back to {name}"));
         Ok(())
     }
 

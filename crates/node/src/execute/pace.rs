@@ -73,6 +73,8 @@ impl Throttle {
         let (now, requests) = (self.env.clock.elapsed(), self.host.requests());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(rate) = self.cancel.limits().rate() else { return state.give_way(now, requests) };
+        // The rate alone counts.
+        state.is_busy = false;
         let begin = now.max(state.next);
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         state.next = begin + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));

@@ -89,7 +89,8 @@ impl Run<'_> {
     ) -> Result<Option<(LiveAbort, ImageDevice)>> {
         let offerings = self.host.offerings(image);
         let writers = offerings.iter().filter(|o| !Offering::is_read_only(o)).count();
-        if writers == 0 {
+        // An image that changes its layout has one name: after an abort that was cut off, those clients may be the source's.
+        if writers == 0 || !ends.is_target_usable() {
             return Ok(None);
         }
         let target = match self.open_target(&ends.target).await {
