@@ -91,8 +91,10 @@ impl CreateOptions {
     /// `Invalid` (22; 33 for the object size); `Unsupported` (38) for unknown features.
     pub fn resolve(&self, pool: &Pool) -> Result<(Layout, Features)> {
         let order = self.order.unwrap_or(ORDER_DEFAULT);
-        let layout = match (self.stripe_unit, self.stripe_count) {
-            (None | Some(0), None | Some(0)) => Layout::plain(order)?,
+        // Zero says as much as nothing, as to `rbd`.
+        let given = |number: Option<u64>| number.filter(|n| *n > 0);
+        let layout = match (given(self.stripe_unit), given(self.stripe_count)) {
+            (None, None) => Layout::plain(order)?,
             (Some(unit), Some(count)) => {
                 Layout::plain(order)?;
                 Layout::new(order, unit, count)?

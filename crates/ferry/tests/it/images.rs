@@ -282,3 +282,30 @@ fn a_list_of_changes_names_blocks() {
     assert_eq!(list("diff c"), list("diff a"), "what shows through is listed as finely");
     assert_eq!(list("diff a --from-snap s"), []);
 }
+
+#[test]
+fn stripes_of_zero_are_none_as_for_rbd() {
+    let home = Home::new();
+    home.ok("create s --size 8M --stripe-unit 64K --stripe-count 4");
+    for line in ["create a", "migration prepare s"] {
+        for zeros in ["--stripe-unit 0", "--stripe-count 0", "--stripe-unit 0 --stripe-count 0"] {
+            let size = if line.starts_with("create") { "--size 8M" } else { "a" };
+            for name in [Name::Ferry, Name::Rbd] {
+                let run = home.run(name, &format!("{line} {size} {zeros}"));
+                assert_eq!((run.code, run.err.as_str()), (0, ""), "{line} {zeros}");
+                let info = home.ok("info a");
+                assert!(!info.contains("strip"), "{line} {zeros}: {info}");
+                home.ok(if line.starts_with("create") { "rm a --no-progress" } else { "migration abort a" });
+            }
+        }
+        for half in ["--stripe-unit 0 --stripe-count 4", "--stripe-unit 64K --stripe-count 0"] {
+            let size = if line.starts_with("create") { "--size 8M" } else { "a" };
+            let (code, err) = home.fails(&format!("{line} {size} {half}"));
+            let text = "must specify both (or neither) of stripe-unit and stripe-count";
+            assert!(code == 22 && err.contains(text), "{line} {half}: {err}");
+        }
+    }
+    home.ok("cp s a --stripe-unit 0 --no-progress");
+    assert!(!home.ok("info a").contains("stripe unit"));
+    assert_eq!(home.ok("ls"), "a\ns\n");
+}

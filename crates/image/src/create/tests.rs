@@ -77,6 +77,10 @@ fn what_does_not_go_together_is_refused_with_rbds_numbers() {
     assert_eq!(errno(&CreateOptions { order: Some(26), ..sized.clone() }, "a"), Errno::EDOM);
     let half = CreateOptions { stripe_unit: Some(65536), ..sized.clone() };
     assert_eq!(errno(&half, "a"), Errno::EINVAL);
+    for (unit, count) in [(0, 4), (65536, 0)] {
+        let one = CreateOptions { stripe_unit: Some(unit), stripe_count: Some(count), ..sized.clone() };
+        assert_eq!(errno(&one, "a"), Errno::EINVAL, "{unit} {count}");
+    }
     let uneven = CreateOptions { stripe_unit: Some(3 << 20), stripe_count: Some(2), ..sized.clone() };
     assert_eq!(errno(&uneven, "a"), Errno::EINVAL);
     let map = CreateOptions { features: Some(Features::OBJECT_MAP), ..sized.clone() };

@@ -22,7 +22,9 @@ impl Run<'_> {
         model: Option<&Header>,
         rbd: &str,
     ) -> Done<CreateOptions> {
-        if layout.stripe_unit.is_some() != layout.stripe_count.is_some() {
+        // Zero says as much as nothing, but that the model's stripes are not wanted.
+        let is_given = |number: Option<u64>| number.is_some_and(|n| n > 0);
+        if is_given(layout.stripe_unit) != is_given(layout.stripe_count) {
             let error = Error::invalid("must specify both (or neither) of stripe-unit and stripe-count");
             let failure = Failure::of(&error, "cannot lay out the image", rbd);
             return Err(failure.after(format!("librbd: {}", error.clause())));
@@ -39,8 +41,10 @@ impl Run<'_> {
             // Another object size makes the model's striping meaningless.
             (options.stripe_unit, options.stripe_count) = (None, None);
         }
-        if layout.stripe_unit.is_some() {
+        if is_given(layout.stripe_unit) {
             (options.stripe_unit, options.stripe_count) = (layout.stripe_unit, layout.stripe_count);
+        } else if layout.stripe_unit.is_some() || layout.stripe_count.is_some() {
+            (options.stripe_unit, options.stripe_count) = stripes_by(&settings);
         }
         options.features = layout.features.map(Features).or(options.features);
         if layout.shared {
@@ -84,13 +88,19 @@ fn like(header: &Header) -> CreateOptions {
 fn by_settings(settings: &Settings, rbd: &str) -> Done<CreateOptions> {
     let features = Features::parse(settings.get("rbd_default_features"))
         .map_err(failed("the setting rbd_default_features cannot be read", rbd))?;
-    let above_zero = |name: &str| settings.number(name).filter(|n| *n != 0);
+    let (stripe_unit, stripe_count) = stripes_by(settings);
     let order = settings.number("rbd_default_order").and_then(|o| u8::try_from(o).ok());
     Ok(CreateOptions {
         order,
         features: Some(features),
-        stripe_unit: above_zero("rbd_default_stripe_unit"),
-        stripe_count: above_zero("rbd_default_stripe_count"),
+        stripe_unit,
+        stripe_count,
         ..CreateOptions::default()
     })
+}
+
+/// Stripe unit and count as the settings say.
+fn stripes_by(settings: &Settings) -> (Option<u64>, Option<u64>) {
+    let above_zero = |name: &str| settings.number(name).filter(|n| *n != 0);
+    (above_zero("rbd_default_stripe_unit"), above_zero("rbd_default_stripe_count"))
 }
