@@ -24,8 +24,8 @@ use std::time::Instant;
 use ferry_core::{Errno, Error, Result};
 
 use crate::api::{
-    Command, Done, Event, Events, Failure, Hears, JobLine, JobState, MigrationCommand, Outcome, Request,
-    Response, Streams,
+    Command, CopyProgress, Done, Event, Events, Failure, Hears, JobLine, JobState, MigrationCommand, Outcome,
+    Request, Response, Streams,
 };
 use crate::cancel::{Cancel, interrupted};
 use crate::config::Home;
@@ -197,9 +197,13 @@ impl Jobs {
         self.table().jobs.values().filter(|job| job.is_running()).count()
     }
 
-    /// Tells what a job does until it ends, and how it ended.
+    /// Tells how far a job is that copies and how fast, then what it does until it ends, and how it ended.
     pub(crate) fn attach(&self, id: u64, events: &dyn Events, cancel: &Cancel) -> Done<Response> {
         let job = self.job(id)?;
+        let JobLine { copy, is_paused, .. } = job.line();
+        if let Some(copy) = copy {
+            events.advise(&format!("job {id} is {}: {copy}", if is_paused { "paused" } else { "running" }));
+        }
         let attached = job.attach();
         job.listen(attached, events, cancel)
     }
@@ -311,9 +315,14 @@ impl Job {
         let copies =
             matches!(self.record.request.command, Command::Migration(MigrationCommand::Execute { .. }));
         let step = state.step.as_ref().filter(|_| copies);
-        let copy = step.map(|(_, done, total)| state.pace.progress(Instant::now(), *done, *total));
+        let limits = self.cancel.limits();
+        let copy = step.map(|(_, done, total)| CopyProgress {
+            rate_limit: limits.rate(),
+            in_flight: limits.in_flight(),
+            ..state.pace.progress(Instant::now(), *done, *total)
+        });
         JobLine {
-            is_paused: state.end.is_none() && self.cancel.limits().is_paused(),
+            is_paused: state.end.is_none() && limits.is_paused(),
             copy,
             id: self.record.id,
             command: self.record.words(),

@@ -1,7 +1,9 @@
 //! What a command found out.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ferry_core::size::format_size;
 use serde::{Deserialize, Serialize};
 
 use super::Detail;
@@ -189,6 +191,26 @@ pub struct CopyProgress {
     pub bytes_per_second: u64,
     /// Seconds left at that rate; `None` while nothing moves.
     pub seconds_left: Option<u64>,
+    /// Bytes in a second that it may copy, where that is limited.
+    pub rate_limit: Option<u64>,
+    /// Objects that it copies at once, where that was said.
+    pub in_flight: Option<usize>,
+}
+
+impl fmt::Display for CopyProgress {
+    /// `115 MiB of 256 MiB, 48 MiB/s (at most 50 MiB/s, 2 objects at once), 3 s left`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: u64| format_size(bytes);
+        let (done, total) = (size(self.done_bytes), size(self.total_bytes));
+        write!(f, "{done} of {total}, {}/s", size(self.bytes_per_second))?;
+        let rate = self.rate_limit.map(|rate| format!("at most {}/s", size(rate)));
+        let objects = self.in_flight.map(|objects| format!("{objects} objects at once"));
+        let limits: Vec<String> = rate.into_iter().chain(objects).collect();
+        if !limits.is_empty() {
+            write!(f, " ({})", limits.join(", "))?;
+        }
+        self.seconds_left.map_or(Ok(()), |seconds| write!(f, ", {seconds} s left"))
+    }
 }
 
 /// Where a job stands.

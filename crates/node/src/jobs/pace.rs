@@ -45,7 +45,14 @@ impl Pace {
         });
         let left = total.saturating_sub(done);
         let seconds_left = (rate > 0).then(|| left.div_ceil(rate.max(1)));
-        CopyProgress { done_bytes: done, total_bytes: total, bytes_per_second: rate, seconds_left }
+        CopyProgress {
+            done_bytes: done,
+            total_bytes: total,
+            bytes_per_second: rate,
+            seconds_left,
+            rate_limit: None,
+            in_flight: None,
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Jobs: job ls.
 
-use ferry_core::size::format_size;
-use ferry_node::api::{CopyProgress, JobLine, JobState};
+use ferry_node::api::{JobLine, JobState};
 
 use super::super::output::{Align, Node, Table, local};
 
@@ -21,24 +20,12 @@ fn standing(job: &JobLine) -> String {
         (JobState::Failed(why), _) => format!("failed: {why}"),
         (JobState::Running, Some(percent)) => {
             let word = if job.is_paused { "paused" } else { "running" };
-            let copy = job.copy.as_ref().map(copied).unwrap_or_default();
+            let copy = job.copy.as_ref().map(|copy| format!(", {copy}")).unwrap_or_default();
             format!("{word} {percent}%{copy}")
         }
         (JobState::Running, None) if job.is_paused => "paused".to_owned(),
         (state, _) => word(state).to_owned(),
     }
-}
-
-/// `, 115 MiB of 256 MiB, 48 MiB/s, 3 s left`.
-fn copied(copy: &CopyProgress) -> String {
-    let CopyProgress { done_bytes, total_bytes, bytes_per_second, seconds_left } = copy;
-    let left = seconds_left.map_or_else(String::new, |s| format!(", {s} s left"));
-    format!(
-        ", {} of {}, {}/s{left}",
-        format_size(*done_bytes),
-        format_size(*total_bytes),
-        format_size(*bytes_per_second)
-    )
 }
 
 /// `job ls`.
@@ -76,6 +63,8 @@ pub(crate) fn jobs_tree(jobs: &[JobLine]) -> Node {
             fields.push(Node::number("total_bytes", copy.total_bytes));
             fields.push(Node::number("bytes_per_second", copy.bytes_per_second));
             fields.extend(copy.seconds_left.map(|seconds| Node::number("seconds_left", seconds)));
+            fields.extend(copy.rate_limit.map(|rate| Node::number("rate_limit", rate)));
+            fields.extend(copy.in_flight.map(|objects| Node::number("in_flight", objects as u64)));
         }
         if let JobState::Failed(why) = &job.state {
             fields.push(Node::text("error", why));
