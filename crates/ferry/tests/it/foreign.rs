@@ -256,8 +256,21 @@ fn e11_a_server_without_the_object_for_some_seconds_is_waited_for() {
 fn e10_an_object_that_changed_is_refused_and_only_an_abort_is_left() {
     let home = Home::new();
     let web = Web::start(noise(8, 8 * MIB), 0);
+    let node = home.serve();
     prepare(&home, &web.spec("raw"), "b");
+    let uri = home.ok("export add b");
+    let uri = uri.lines().next().unwrap();
+    let read = |offset: &str| {
+        let mut command = Command::new("qemu-io");
+        let read = command.args(["-r", "-f", "raw", "-c", &format!("read {offset} 64k"), uri]);
+        read.output().unwrap().status.success()
+    };
+    assert!(read("0"));
     web.change();
+    // Who has it open gets no bytes of another object either.
+    assert!(!read("4M"));
+    home.ok("export rm rbd/b --force");
+    assert_eq!(node.stop(), 0, "{}", home.log());
     let run = home.run(Name::Ferry, "migration execute b");
     assert_ne!(run.code, 0, "{run:?}");
     assert!(

@@ -211,12 +211,25 @@ fn the_same_prepare_again_is_done_already() {
 }
 
 #[test]
-fn a_file_that_changed_or_was_cut_is_an_error_and_never_zeros() {
+fn e10_a_file_that_changed_or_was_cut_is_an_error_and_never_zeros() {
     promised("A source of an import whose bytes changed is an error, never data.");
     let home = with_disk();
+    let node = home.serve();
     prepare(&home, &raw(&home, "disk"), "b");
+    let uri = home.ok("export add b");
+    let uri = uri.lines().next().unwrap();
+    let read = || {
+        let mut command = Command::new("qemu-io");
+        let read = command.args(["-r", "-f", "raw", "-c", "read 20M 64k", uri]).output().unwrap();
+        read.status.success()
+    };
+    assert!(read());
     let file = fs::OpenOptions::new().write(true).open(home.path("disk")).unwrap();
     file.set_len(10 * MIB).unwrap();
+    // Who has it open gets no zeros either.
+    assert!(!read());
+    home.ok("export rm rbd/b --force");
+    assert_eq!(node.stop(), 0, "{}", home.log());
     let (code, err) = home.fails("export b out");
     assert_ne!(code, 0);
     assert!(err.contains("changed"), "{err}");
@@ -493,5 +506,22 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+#[test]
+fn e26_specs_that_crash_rbd_are_refused() {
+    let home = with_disk();
+    let stream = r#"{"file_path":"disk","type":"file"}"#;
+    let snap = format!(r#"{{"type":"raw","name":"one","stream":{stream}}}"#);
+    for spec in [
+        format!(r#"{{"type":"raw","stream":{stream},"snapshots":[{snap},{snap}]}}"#),
+        r#"{"type":"native","pool_name":"rbd","image_name":"nosuch","snap_name":"s1"}"#.to_owned(),
+        r#"{"type":"native","pool_name":"rbd","pool_namespace":"nosuch","image_name":"a","snap_name":"s1"}"#
+            .to_owned(),
+    ] {
+        let (code, err) = home.fails(&format!("migration prepare --import-only --source-spec {spec} b"));
+        assert!([2, 17, 22].contains(&code), "{spec}: {code} {err}");
+        assert_eq!((home.ok("ls"), home.ok("trash ls --all")), (String::new(), String::new()), "{spec}");
     }
 }

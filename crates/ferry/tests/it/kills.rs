@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::device::until;
 use crate::durability::setting;
@@ -236,12 +237,12 @@ fn every_change(way: Way) -> Vec<u64> {
 }
 
 #[test]
-fn a_death_after_any_change_inside_a_store_costs_nothing() {
+fn e18_a_death_after_any_change_inside_a_store_costs_nothing() {
     println!("deaths in prepare, execute, commit, abort: {:?}", every_change(Way::OneStore));
 }
 
 #[test]
-fn a_death_after_any_change_between_stores_costs_nothing() {
+fn e18_a_death_after_any_change_between_stores_costs_nothing() {
     println!("deaths in prepare, execute, commit, abort: {:?}", every_change(Way::TwoStores));
 }
 
@@ -290,4 +291,41 @@ fn a_node_that_dies_after_any_change_of_an_abort_under_an_export_finishes_it() {
     }
     println!("{kills} deaths");
     assert!(stride > 1 || kills >= 20, "{kills} deaths");
+}
+
+#[test]
+fn e19_a_prepare_that_was_cut_off_keeps_nobody_waiting() {
+    let made = Home::empty();
+    let wanted = with_image(&made, Way::TwoStores);
+    let template = made.dir().to_owned();
+    let prepare = "migration prepare rbd/a far/b";
+    let mut found = [0; 2];
+    for change in 1..CHANGES_MAX {
+        let home = copy(&template);
+        if !dies(&home, prepare, change) {
+            break;
+        }
+        let began = Instant::now();
+        for image in ["rbd/a", "far/b"] {
+            let run = home.run(Name::Ferry, &format!("export {image} out --no-progress"));
+            drop(fs::remove_file(home.path("out")));
+            // Open to all, closed as the source of a migration, being prepared, or not there.
+            assert!([0, 30, 16, 2].contains(&run.code), "change {change}: {image}: {run:?}");
+            found[0] += u64::from(run.code == 16);
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "change {change}: {:?}", began.elapsed());
+        // Prepared again, or given up: either leads out of it.
+        if change % 2 == 0 {
+            home.ok(prepare);
+            wanted.check(&home, "far/b", &format!("change {change}"));
+        } else {
+            let run = home.run(Name::Ferry, "migration abort rbd/a --no-progress");
+            // Where nothing was written yet, nothing is migrating.
+            assert!([0, 22].contains(&run.code), "change {change}: {run:?}");
+            wanted.check(&home, "rbd/a", &format!("change {change}"));
+        }
+        found[1] += 1;
+        fs::remove_dir_all(home.dir()).unwrap();
+    }
+    assert!(found[0] > 0 && found[1] > 5, "{found:?}");
 }

@@ -394,6 +394,40 @@ fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
 }
 
 #[test]
+fn e01_clients_go_on_and_those_that_ferry_does_not_serve_are_refused() {
+    let home = Home::new();
+    let (node, _) = with_export(&home);
+    let mut client = Client::connect(&home.path("home/nbd.sock"), "vm").unwrap();
+    let mut wanted = vec![0; BLOCKS * 4096];
+    let mut writes = |what: &str, at: usize| {
+        let data = vec![u8::try_from(at % 250 + 1).unwrap(); 4096];
+        wanted[at * 4096..(at + 1) * 4096].copy_from_slice(&data);
+        let offset = u64::try_from(at * 4096).unwrap();
+        client.send(1, &Request::Write { offset, data, is_durable: true }).unwrap();
+        assert_eq!(client.receive().unwrap().error, 0, "{what}");
+        assert!(client.read(0, wanted.len()).unwrap() == wanted, "{what}");
+    };
+    writes("before", 3);
+    // It has the image open, and cannot be switched.
+    let mut watch = home.command(Name::Ferry);
+    let mut watch = watch.args(["watch", "a"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    until("two watchers", || home.ok("status a").matches("watcher=").count() == 2);
+    let (code, err) = home.fails("migration prepare a far/b");
+    assert!(code == 16 && err.contains("image has watchers") && err.contains("rbd/a is as it was"), "{err}");
+    writes("refused", 700);
+    drop(watch.stdin.take());
+    assert!(watch.wait().unwrap().success());
+    assert_eq!(step(&home, "migration prepare a far/b --object-size 64K").len(), 1);
+    writes("prepared", 1500);
+    assert!(home.ok("export ls").contains("far/b"));
+    step(&home, "migration execute far/b --no-progress");
+    writes("executed", 2500);
+    step(&home, "migration commit far/b --no-progress");
+    writes("committed", 3500);
+    assert_eq!(node.stop(), 0, "{}", home.log());
+}
+
+#[test]
 fn e02_readers_follow_the_image_as_writers_do() {
     let home = Home::new();
     let (node, _) = with_export(&home);
@@ -421,6 +455,19 @@ fn e02_readers_follow_the_image_as_writers_do() {
     seen("prepared again", 3500);
     step(&home, "migration abort far/b --no-progress");
     seen("aborted", 4000);
+    // One whose image nobody writes hears of nothing by itself.
+    fs::write(home.path("disk"), noise(6, 3 << 20)).unwrap();
+    home.ok("import disk c --object-size 1M --no-progress");
+    home.ok("resize c --size 8M --no-progress");
+    home.ok("export add c --name alone --read-only");
+    let mut alone = Client::connect(&socket, "alone").unwrap();
+    let mut wanted = fs::read(home.path("disk")).unwrap();
+    wanted.resize(8 << 20, 0);
+    for line in ["prepare c far/c", "execute far/c --no-progress", "commit far/c --no-progress"] {
+        step(&home, &format!("migration {line}"));
+        assert!(alone.read(0, wanted.len()).unwrap() == wanted, "{line}");
+    }
+    assert!(home.ok("status far/c").starts_with("Watchers:"));
     assert_eq!(node.stop(), 0, "{}", home.log());
 }
 
@@ -473,6 +520,7 @@ fn e17_a_copy_tells_how_far_it_is_and_can_be_paused_limited_and_cancelled() {
     assert!((1..40).contains(&number("seconds_left")), "{running}");
     let shown = home.ok("job ls");
     assert!(shown.contains(" of 16 MiB, ") && shown.contains(" s left"), "{shown}");
+    assert!(shown.contains("/s (at most 2 MiB/s), ") && number("rate_limit") == 2 << 20, "{shown}");
     assert!(home.ok("status far/a").contains("% complete)"), "{}", home.ok("status far/a"));
     home.ok(&format!("job pause {id}"));
     thread::sleep(Duration::from_millis(300));
@@ -484,7 +532,16 @@ fn e17_a_copy_tells_how_far_it_is_and_can_be_paused_limited_and_cancelled() {
     assert_eq!(job(&home)["done_bytes"], paused["done_bytes"]);
     assert!(home.ok("job ls").contains("paused "));
     home.ok(&format!("job limit {id} --rate 0 --in-flight 2"));
+    assert!(home.ok("job ls").contains("/s (2 objects at once)"), "{}", home.ok("job ls"));
+    assert_eq!((job(&home)["rate_limit"].as_u64(), job(&home)["in_flight"].as_u64()), (None, Some(2)));
+    // Whoever attaches hears at once how it stands.
+    let mut attached = home.command(Name::Ferry);
+    let attached = attached.args(["job", "attach", &id.to_string(), "--no-progress"]).stderr(Stdio::piped());
+    let attached = attached.spawn().unwrap();
+    thread::sleep(Duration::from_millis(300));
     home.ok(&format!("job resume {id}"));
+    let heard = String::from_utf8(attached.wait_with_output().unwrap().stderr).unwrap();
+    assert!(heard.contains("is paused: ") && heard.contains(" of 16 MiB, "), "{heard}");
     assert!(child.wait().unwrap().success());
     assert!(home.ok("status far/a").contains("state: executed"));
     // One that was cancelled goes on where it was.
