@@ -49,6 +49,11 @@ pub trait Layer: Send + Sync + Debug + Sized {
         self.ask(|s| s.read(object, at, op))
     }
 
+    /// See [`Store::will_read`].
+    fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
+        self.below().will_read(object, at, offset, length);
+    }
+
     /// See [`Store::notify`].
     fn notify(&self, object: &ObjectId, payload: Bytes, timeout: Duration) -> Reply<NotifyReply> {
         self.ask(|s| s.notify(object, payload, timeout))
@@ -120,6 +125,10 @@ impl<L: Layer> Store for Layered<L> {
 
     fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
         self.0.ask(|s| s.extents(object, at, offset, length))
+    }
+
+    fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
+        self.0.will_read(object, at, offset, length);
     }
 
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {

@@ -630,6 +630,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         }
     }
 
+    /// Says that a range of an object will be read soon at a snapshot or HEAD, so that a store that waits for a medium can have it
+    /// brought to memory meanwhile. Advice: nothing comes of it but time, and what is wrong with the range the read itself tells.
+    fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
+        let _ = (object, at, offset, length);
+    }
+
     /// Whether an object is known to be the same at two points, snapshots or HEAD, bytes and existence. `false` where it may
     /// differ, and from a store that cannot tell. For stores that cannot list an object's versions.
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {

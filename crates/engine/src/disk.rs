@@ -57,7 +57,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn read_now(&self, _file: FileId, _offset: u64, _buffer: &mut [u8]) -> Result<bool> {
         Ok(false)
     }
-    /// Says that these ranges `(file, offset, length)` will be read at once, so that the waits overlap.
+    /// Says that these ranges `(file, offset, length)` will be read at once or soon, so that the waits overlap.
     fn will_read(&self, ranges: &[(FileId, u64, u64)]);
     /// Writes `parts` one behind the other from `offset`.
     fn write(&self, file: FileId, offset: u64, parts: &[Bytes]) -> Result<()>;

@@ -165,6 +165,13 @@ impl ReadJob {
         self.extents.into_iter().map(|(from, end)| (from, end - from)).collect()
     }
 
+    /// Has the disk bring all of it to memory, without waiting for that.
+    pub(crate) fn announce(self, disk: &dyn Disk) {
+        if !self.runs.is_empty() {
+            disk.will_read(&self.ranges_from(0));
+        }
+    }
+
     /// Where the runs from number `first` on lie.
     fn ranges_from(&self, first: usize) -> Vec<(FileId, u64, u64)> {
         let range =

@@ -75,6 +75,17 @@ impl Engine {
         Ok(core.plan_read(version, offset, length)?.into_extents())
     }
 
+    /// Has the bytes of a range brought to memory, without waiting for them.
+    fn announce(&self, id: &ObjectId, at: SnapId, offset: u64, length: u64) -> Result<()> {
+        let job = {
+            let mut core = self.lock();
+            let version = core.version_at(id, at)?;
+            core.plan_read(version, offset, length)?
+        };
+        job.announce(&*self.disk);
+        Ok(())
+    }
+
     /// Runs `change` on the lock `name` of an object and stores what comes of it, unless it changed meanwhile: then again.
     fn change_lock(
         &self,
@@ -403,6 +414,11 @@ impl Store for Engine {
 
     fn extents(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) -> Reply<Vec<(u64, u64)>> {
         Reply::ready(self.do_extents(object, at, offset, length))
+    }
+
+    fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
+        // One that is not there, or whose index cannot be read: the read says so.
+        self.announce(object, at, offset, length).ok();
     }
 
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {

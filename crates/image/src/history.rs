@@ -28,6 +28,7 @@ use ferry_core::{
 use futures_util::stream::{self, StreamExt};
 
 use self::early::Early;
+use crate::copyup::can_share;
 use crate::digest::Digest;
 use crate::features::{Features, Flags};
 use crate::image::Image;
@@ -294,6 +295,20 @@ impl Io {
             }
         }
         Err(Error::busy("an object comes and goes while it is migrated").with("image_object", object.0))
+    }
+
+    /// Says that an object will be moved soon, so that what HEAD shows in it can be brought to memory meanwhile. Nothing is said where
+    /// it is shared instead of read, and to foreign sources, which are asked for several objects at once.
+    pub fn will_move(&self, object: ObjectNo) {
+        let head = self.revision();
+        let Some(source) = head.parent.as_ref().and_then(|p| p.ancestor.image()) else { return };
+        if can_share(source, head) {
+            return;
+        }
+        let whole = ObjectExtent { object, offset: 0, length: head.overlap_in(object) };
+        for part in head.below_overlap(whole) {
+            source.will_read(part.offset, part.length);
+        }
     }
 
     /// Looks an object up.

@@ -241,6 +241,15 @@ impl Revision {
         }
     }
 
+    /// Says that a range will be read soon; see [`Store::will_read`]. Of what shows through from a parent nothing is said.
+    ///
+    /// [`Store::will_read`]: ferry_core::Store::will_read
+    pub(crate) fn will_read(&self, offset: u64, length: u64) {
+        for extent in self.layout.extents(offset, length) {
+            self.store.will_read(&self.object_id(extent.object), self.snap, extent.offset, extent.length);
+        }
+    }
+
     /// Asks for a range that lies in one object, which answers for it alone; `None` for any other.
     pub(crate) fn read_single(&self, offset: u64, length: u64) -> Option<SingleRead> {
         let is_simple = self.parent.is_none() && !self.is_target && !self.layout.is_striped();

@@ -183,7 +183,8 @@ pub(crate) async fn copy_objects(
     let total = done + rest.iter().map(|o| sizes.of(*o)).sum::<u64>();
     let copied = Copied { objects: begun.len() as u64, ..Copied::default() };
     let under_way = BTreeSet::new();
-    let mut tally = Tally { ends, keeper, progress, sizes, total, copied, done, shown: 0, under_way };
+    let mut tally =
+        Tally { ends, keeper, progress, sizes, total, copied, done, shown: 0, under_way, reads: true };
     tally.shown = tally.percent();
     (tally.progress)(done, total);
     let copied = copy_all(&mut tally, rest, target, pace).await;
@@ -223,6 +224,7 @@ async fn copy_all(
                 }
             }
             admitting.await?;
+            tally.announce(target, &batch);
             tally.under_way.extend(&batch);
             work.push(move_all(target, batch, pace.objects_in_flight()));
         }
@@ -250,12 +252,23 @@ struct Tally<'a, 'b, 'c> {
     /// The percentage that the headers tell.
     shown: u64,
     under_way: BTreeSet<ObjectNo>,
+    /// Whether the last object that is done had to be read: of a copy that was begun before, most need not.
+    reads: bool,
 }
 
 impl Tally<'_, '_, '_> {
     fn percent(&self) -> u64 {
         let percent = u128::from(self.done) * 100 / u128::from(self.total.max(1));
         u64::try_from(percent).unwrap_or(100)
+    }
+
+    /// Says that objects are moved once those begun before are: a store that answers at once does one after the other, and its
+    /// disk would wait for each.
+    fn announce(&self, target: &ImageDevice, batch: &[ObjectNo]) {
+        if self.reads {
+            let io = target.io();
+            batch.iter().for_each(|object| io.will_move(*object));
+        }
     }
 
     /// Takes into account what is done; `next` is the object that is begun next.
@@ -266,6 +279,7 @@ impl Tally<'_, '_, '_> {
             self.copied.migrated += u64::from(done.migrated != Migrated::Nothing);
             self.copied.moved.copied += done.moved.copied;
             self.copied.moved.shared += done.moved.shared;
+            self.reads = done.moved.copied > 0;
             self.keeper.note(object, &done.digests);
             self.done += self.sizes.of(object);
             self.under_way.remove(&object);

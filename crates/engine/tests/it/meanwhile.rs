@@ -156,6 +156,33 @@ impl Disk for Interrupted {
 }
 
 #[test]
+fn what_will_be_read_is_told_to_the_disk_and_waited_for_by_nobody() {
+    let disk = Interrupted::new();
+    let options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(1), options).unwrap();
+    let pool = store.create_pool("p").wait().unwrap();
+    write(&store, pool, 0, content(0));
+    store.flush().wait().unwrap();
+    let (told, read_from) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (telling, reading) = (Arc::clone(&told), Arc::clone(&read_from));
+    *disk.before_many.lock().unwrap() = Some(Box::new(move || {
+        telling.fetch_add(1, Ordering::SeqCst);
+    }));
+    *disk.act.lock().unwrap() = Some(Box::new(move || {
+        reading.fetch_add(1, Ordering::SeqCst);
+    }));
+    // One that is not there, a snapshot that is not, and nothing of one that is.
+    store.will_read(&object(pool, 1), SnapId::HEAD, 0, 4096);
+    store.will_read(&object(PoolId(99), 0), SnapId::HEAD, 0, 4096);
+    store.will_read(&object(pool, 0), SnapId::HEAD, 1 << 20, 4096);
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+    store.will_read(&object(pool, 0), SnapId::HEAD, 0, u64::MAX);
+    assert_eq!((told.load(Ordering::SeqCst), read_from.load(Ordering::SeqCst)), (1, 0));
+    assert!(read(&store, pool, 0) == content(0));
+    assert_eq!(read_from.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn a_segment_is_not_used_again_while_somebody_reads_from_it() {
     let disk = Interrupted::new();
     let options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };

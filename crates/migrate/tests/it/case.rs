@@ -40,7 +40,7 @@ pub(crate) enum Kind {
 
 /// All stores, as one process sees them.
 #[derive(Debug)]
-struct Both(Vec<Arc<dyn Store>>, Option<Arc<MemSource>>);
+pub(crate) struct Both(pub(crate) Vec<Arc<dyn Store>>, pub(crate) Option<Arc<MemSource>>);
 
 impl Peers for Both {
     fn store(&self, identity: [u8; 16], place: &str) -> Reply<Arc<dyn Store>> {

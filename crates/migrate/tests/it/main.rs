@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod ahead;
+mod announced;
 mod case;
 mod fault;
 mod import;
