@@ -19,9 +19,10 @@ use memmap2::MmapMut;
 
 /// Most that is kept for later. Bytes.
 pub const KEPT_MAX: usize = 16 << 20;
-/// Smallest and largest buffers that are kept, as powers of two; others are the allocator's.
+/// Smallest and largest buffers that are kept, as powers of two; others are the allocator's. The largest is that of a whole object
+/// of the usual size: copies take one for each object.
 const SMALLEST: u32 = 16;
-const LARGEST: u32 = 20;
+const LARGEST: u32 = 22;
 /// How many sizes that is.
 const SIZES: usize = (LARGEST - SMALLEST + 1) as usize;
 
@@ -184,7 +185,19 @@ mod tests {
 
     #[test]
     fn a_buffer_is_as_long_as_asked_for() {
-        for length in [0, 1, 4096, 32 << 10, (32 << 10) + 1, 64 << 10, 100_000, 1 << 20, (1 << 20) + 1] {
+        for length in [
+            0,
+            1,
+            4096,
+            32 << 10,
+            (32 << 10) + 1,
+            64 << 10,
+            100_000,
+            1 << 20,
+            (1 << 20) + 1,
+            4 << 20,
+            (4 << 20) + 1,
+        ] {
             let mut buffer = Buffer::take(length);
             assert_eq!(buffer.len(), length);
             buffer.fill(7);

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use ferry_core::{Errno, Error, ErrorKind, Reply, Result};
+use bytes::Bytes;
+use ferry_core::{Buffer, Errno, Error, ErrorKind, Reply, Result};
 use futures_util::future::try_join_all;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -241,16 +241,51 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// A piece of a read as far as it has come: a part of a buffer, filled from its start.
+#[derive(Debug)]
+pub(super) struct Piece<'a> {
+    bytes: &'a mut [u8],
+    filled: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// One of which nothing has come; what `bytes` holds is of no interest.
+    pub(super) fn new(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, filled: 0 }
+    }
+
+    /// Bytes that came.
+    pub(super) fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn whole(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes that are to come.
+    pub(super) fn room(&self) -> usize {
+        self.bytes.len() - self.filled
+    }
+
+    /// Takes what came next: no more than there is room for.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        let end = self.filled + bytes.len();
+        self.bytes[self.filled..end].copy_from_slice(bytes);
+        self.filled = end;
+    }
+
+    /// Forgets what came behind the first `filled` bytes.
+    pub(super) fn truncate(&mut self, filled: usize) {
+        self.filled = self.filled.min(filled);
+    }
+}
+
 /// Where pieces come from.
 pub(super) trait Pieces: Send + Sync {
-    /// Appends what follows `offset + buffer.len()` until the buffer is as long as `length`; what it appended stays valid when
-    /// it fails. Never appends more.
-    fn fetch(
-        &self,
-        offset: u64,
-        length: usize,
-        buffer: &mut BytesMut,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Appends what follows `offset + piece.filled()` until the piece is whole; what it appended stays valid when it fails.
+    fn fetch(&self, offset: u64, piece: &mut Piece<'_>) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The patience of the stream.
     fn patience(&self) -> &Patience;
     /// Its count.
@@ -282,48 +317,31 @@ pub(super) async fn read(from: &impl Pieces, lanes: &Lanes, offset: u64, length:
     let wrong = |_| Error::invalid("a range is too long for this machine's memory").with("length", length);
     let total = usize::try_from(length).map_err(wrong)?;
     let piece = usize::try_from(PIECE_MAX).map_err(wrong)?;
-    let mut rest = BytesMut::with_capacity(total);
-    let mut parts = Vec::new();
-    let (mut at, mut left) = (offset, total);
-    while left > 0 {
-        let size = left.min(piece);
-        let tail = rest.split_off(size);
-        let buffer = std::mem::replace(&mut rest, tail);
-        parts.push(read_piece(from, lanes.of(length), at, size, buffer));
-        at += PIECE_MAX;
-        left -= size;
-    }
-    let mut parts = try_join_all(parts).await?.into_iter();
-    let mut whole = parts.next().unwrap_or_default();
-    for part in parts {
-        whole.unsplit(part);
-    }
-    assert!(whole.len() == total, "every piece is as long as it should be");
+    // Fresh memory costs more than what comes over the loopback.
+    let mut whole = Buffer::take(total);
+    let offsets = (offset..).step_by(piece);
+    let parts = whole.chunks_mut(piece).zip(offsets);
+    let parts = parts.map(|(bytes, at)| read_piece(from, lanes.of(length), at, Piece::new(bytes)));
+    try_join_all(parts).await?;
     Ok(whole.freeze())
 }
 
 /// Reads one piece, however many attempts it takes.
-async fn read_piece(
-    from: &impl Pieces,
-    lane: &Semaphore,
-    offset: u64,
-    length: usize,
-    mut buffer: BytesMut,
-) -> Result<BytesMut> {
+async fn read_piece(from: &impl Pieces, lane: &Semaphore, offset: u64, mut piece: Piece<'_>) -> Result<()> {
     let _turn =
         lane.acquire().await.map_err(|e| Error::new(ErrorKind::Internal, "a lane is closed").because(e))?;
     let mut attempts = Attempts::new(Phase::Open, from.patience(), from.traffic());
     loop {
-        let before = buffer.len();
-        let outcome = from.fetch(offset, length, &mut buffer).await;
-        attempts.came(buffer.len().saturating_sub(before));
+        let before = piece.filled();
+        let outcome = from.fetch(offset, &mut piece).await;
+        attempts.came(piece.filled().saturating_sub(before));
         match outcome {
             Ok(()) => break,
             Err(failure) => attempts.after(failure).await?,
         }
     }
-    assert!(buffer.len() == length, "a piece is fetched whole or fails");
-    Ok(buffer)
+    assert!(piece.room() == 0, "a piece is fetched whole or fails");
+    Ok(())
 }
 
 /// Runs a request on the runtime of network streams; it starts at once, and ends when its reply is dropped.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use ferry_core::{DeviceExtent, Errno, Error, ErrorKind, ExtentState, Reply, Result};
+use ferry_core::{Buffer, DeviceExtent, Errno, Error, ErrorKind, ExtentState, Reply, Result};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 
 use super::Stream;
@@ -145,14 +145,14 @@ impl Opened {
     fn read(&self, offset: u64, length: u64) -> Result<Bytes> {
         let length = usize::try_from(length)
             .map_err(|_| Error::invalid("the range does not fit memory").with("length", length))?;
-        let mut buffer = vec![0; length];
+        let mut buffer = Buffer::take(length);
         let read = self.file.read_exact_at(&mut buffer, offset);
         // A file that became shorter is a changed file in the first place.
         self.check()?;
         read.map_err(|e| {
             Error::io("cannot read the source", e).with("file", self.path.display()).with("offset", offset)
         })?;
-        Ok(Bytes::from(buffer))
+        Ok(buffer.freeze())
     }
 
     /// Data and holes of a range, as the file system tells.

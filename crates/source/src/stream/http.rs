@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ferry_core::{DeviceExtent, Errno, Error, ErrorKind, ExtentState, Reply, Result};
 use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode};
@@ -27,7 +27,9 @@ use self::answer::{Pin, Range};
 use self::connection::{Answer, Pool};
 pub(super) use self::target::{Authority, Target};
 use super::Stream;
-use super::fetch::{self, Attempts, Changed, Failure, Lanes, Patience, Phase, Pieces, Traffic, TrafficCount};
+use super::fetch::{
+    self, Attempts, Changed, Failure, Lanes, Patience, Phase, Piece, Pieces, Traffic, TrafficCount,
+};
 use super::tls::Trust;
 use crate::env::Env;
 use crate::spec::HttpSpec;
@@ -283,7 +285,7 @@ impl Shared {
         }
         let pin = answer::pin_of(head, size).map_err(Failure::never)?;
         answer::check(head, first, &pin)?;
-        self.take(answer, &mut BytesMut::with_capacity(1), 1).await?;
+        self.take(answer, &mut Piece::new(&mut [0])).await?;
         Ok(pin)
     }
 
@@ -343,34 +345,33 @@ impl Shared {
         Failure { error, again: failure.again }
     }
 
-    /// Appends the body of an answer until `buffer` is `length` long. A body that ends sooner fails and what came of it stays; one
+    /// Appends the body of an answer until the piece is whole. A body that ends sooner fails and what came of it stays; one
     /// that does not end then fails and nothing of it stays.
-    async fn take(&self, answer: Answer, buffer: &mut BytesMut, length: usize) -> Result<(), Failure> {
-        let before = buffer.len();
+    async fn take(&self, answer: Answer, piece: &mut Piece<'_>) -> Result<(), Failure> {
+        let before = piece.filled();
         let mut body = answer.into_body();
         let (mut since, mut gained) = (Instant::now(), 0u64);
         loop {
             let left = self.patience.idle.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
-            let piece = match tokio::time::timeout(left, body.next()).await {
+            let came = match tokio::time::timeout(left, body.next()).await {
                 Err(_) => return Err(Failure::later(too_slow(&self.patience))),
-                Ok(piece) => piece?,
+                Ok(came) => came?,
             };
-            let Some(piece) = piece else { break };
-            self.traffic.came(piece.len());
-            let room = length - buffer.len();
-            if piece.len() > room {
+            let Some(came) = came else { break };
+            self.traffic.came(came.len());
+            if came.len() > piece.room() {
                 // What came before is of a body that is not what its head says.
-                buffer.truncate(before);
+                piece.truncate(before);
                 let text = "the server sends more than it was asked for";
                 return Err(Failure::later(Error::new(ErrorKind::Unavailable, text).errno_is(Errno::EIO)));
             }
-            buffer.extend_from_slice(&piece);
-            gained += u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            piece.append(&came);
+            gained += u64::try_from(came.len()).unwrap_or(u64::MAX);
             if gained >= self.patience.progress {
                 (since, gained) = (Instant::now(), 0);
             }
         }
-        if buffer.len() == length {
+        if piece.room() == 0 {
             return Ok(());
         }
         let text = "the server ended its answer too soon";
@@ -379,10 +380,10 @@ impl Shared {
 }
 
 impl Pieces for Inner {
-    async fn fetch(&self, offset: u64, length: usize, buffer: &mut BytesMut) -> Result<(), Failure> {
+    async fn fetch(&self, offset: u64, piece: &mut Piece<'_>) -> Result<(), Failure> {
         let shared = &self.shared;
         shared.changed.check()?;
-        let (have, whole) = (buffer.len() as u64, length as u64);
+        let (have, whole) = (piece.filled() as u64, piece.whole() as u64);
         let range = Range { first: offset + have, last: offset + whole - 1 };
         let mut headers = range.headers();
         self.pin.demand(&mut headers);
@@ -394,7 +395,7 @@ impl Pieces for Inner {
         if let Err(failure) = answer::check(answer.head(), range, &self.pin) {
             return Err(shared.explain(answer, failure).await);
         }
-        shared.take(answer, buffer, length).await
+        shared.take(answer, piece).await
     }
 
     fn patience(&self) -> &Patience {

@@ -13,7 +13,7 @@ mod wire;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ferry_core::{DeviceExtent, Error, ErrorKind, ExtentState, Reply, Result};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -21,7 +21,9 @@ use tokio::runtime::Handle;
 use self::handshake::Agreement;
 use self::link::{Carrier, Link, Status};
 use super::Stream;
-use super::fetch::{self, Attempts, Changed, Failure, Lanes, Patience, Phase, Pieces, Traffic, TrafficCount};
+use super::fetch::{
+    self, Attempts, Changed, Failure, Lanes, Patience, Phase, Piece, Pieces, Traffic, TrafficCount,
+};
 use super::reach::reach;
 use super::tls::Trust;
 use crate::env::Env;
@@ -390,11 +392,11 @@ impl Inner {
 }
 
 impl Pieces for Inner {
-    async fn fetch(&self, offset: u64, length: usize, buffer: &mut BytesMut) -> Result<(), Failure> {
-        while buffer.len() < length {
+    async fn fetch(&self, offset: u64, piece: &mut Piece<'_>) -> Result<(), Failure> {
+        while piece.room() > 0 {
             let link = self.link().await?;
             let (unit, most) = (u64::from(link.agreement.unit), u64::from(link.agreement.request_max));
-            let (at, end) = (offset + buffer.len() as u64, offset + length as u64);
+            let (at, end) = (offset + piece.filled() as u64, offset + piece.whole() as u64);
             let start = at / unit * unit;
             let stop = end.min(start + most).next_multiple_of(unit).min(link.agreement.size);
             let size = u32::try_from(stop - start)
@@ -406,7 +408,7 @@ impl Pieces for Inner {
                 usize::try_from(at - start).map_err(wrong)?,
                 usize::try_from(stop.min(end) - at).map_err(wrong)?,
             );
-            buffer.extend_from_slice(&bytes[skip..skip + keep]);
+            piece.append(&bytes[skip..skip + keep]);
         }
         Ok(())
     }
