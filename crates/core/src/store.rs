@@ -118,7 +118,8 @@ pub enum Effect {
     Rollback(SnapId),
     /// Make `[target_offset, +length)` read what `[offset, +length)` of `source` reads, sharing the space. Only where
     /// [`Capabilities::share`] is set. Offsets are multiples of 4 KiB; `length` too, unless it reaches the end of the
-    /// source's size. What lies past the source's end becomes holes; the target grows to hold the data copied.
+    /// source's size. What lies past the source's end becomes holes; the target grows to hold the data copied, and keeps what it
+    /// has behind the range.
     ShareRange {
         /// The object to take from, in any pool of the store.
         source: ObjectId,

@@ -219,6 +219,11 @@ impl Core {
         let target = index(target_offset / BLOCK_SIZE);
         let count = blocks_of(present);
         let all = blocks_of(length);
+        // The range may end with its source inside a block of which the target has more.
+        let tail = within(length);
+        let last = (target + all).saturating_sub(1);
+        let is_cut = tail > 0 && s.size > target_offset + length;
+        let behind = if is_cut { self.draft_bytes(s, last)? } else { None };
         if source == id && version == HEAD {
             // What this op itself may overwrite is taken by value.
             for i in 0..count {
@@ -232,6 +237,13 @@ impl Core {
             s.blocks.put(target, count, Draft::Shared(BlockRef { inode, version, block: first }));
         }
         s.blocks.put(target + count, all - count, Draft::Hole);
+        if let Some(mut bytes) = behind {
+            match self.draft_bytes(s, last)? {
+                Some(shared) => bytes[..tail].copy_from_slice(&shared[..tail]),
+                None => bytes[..tail].fill(0),
+            }
+            s.blocks.put(last, 1, Draft::Data(Bytes::from(bytes)));
+        }
         s.size = s.size.max(target_offset + present);
         Ok(())
     }

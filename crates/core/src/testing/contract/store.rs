@@ -139,6 +139,7 @@ pub const CASES: &[Case] = cases![
     sharing::a_share_nobody_has_looked_at_shows_the_source_as_it_was,
     sharing::shared_ranges_at_a_snapshot,
     sharing::sharing_past_the_source_leaves_holes,
+    sharing::what_lies_behind_a_shared_end_stays,
     sharing::sharing_refuses_what_it_must,
     sharing::a_store_without_sharing_says_so,
 ];

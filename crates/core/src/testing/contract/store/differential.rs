@@ -202,7 +202,11 @@ impl Pair {
             n => self.snaps.get(self.index(n + 1)).copied().unwrap_or((SnapId::HEAD, SnapId::HEAD)),
         };
         let (offset, target_offset) = (self.rng.below(8) * BLOCK, self.rng.below(8) * BLOCK);
-        let length = (1 + self.rng.below(8)) * BLOCK;
+        let mut length = (1 + self.rng.below(8)) * BLOCK;
+        if self.rng.one_in(3) {
+            // Refused, unless it reaches the source's end.
+            length -= self.rng.below(BLOCK);
+        }
         let effect = |source, at| Effect::ShareRange { source, at, offset, length, target_offset };
         op.0.effects.insert(0, effect(self.ours.id(source), a));
         op.1.effects.insert(0, effect(self.model.id(source), b));

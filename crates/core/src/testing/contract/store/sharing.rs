@@ -51,6 +51,24 @@ pub(super) fn shared_ranges_read_the_same_and_part_on_write(place: &Place) {
     assert_eq!(place.bytes("o"), expected(5));
 }
 
+pub(super) fn what_lies_behind_a_shared_end_stays(place: &Place) {
+    if !can(place) {
+        return a_store_without_sharing_says_so(place);
+    }
+    place.write("source", WriteOp::new().write(0, filled(1, BLOCK + 1000)));
+    let whole = [vec![9; 4096], vec![1; 1000], vec![9; 3000]].concat();
+    place.write("o", WriteOp::new().write(0, filled(9, BLOCK + 4000)));
+    place.write("o", share(place, "source", SnapId::HEAD, BLOCK, 1000, BLOCK));
+    assert_eq!(place.bytes("o"), whole, "the source ends inside a block");
+    // Made in the same op, and with a range that reaches past the source's end.
+    let made = WriteOp::new().write(0, filled(9, 2 * BLOCK));
+    let Some(share) = share(place, "source", SnapId::HEAD, BLOCK, 1500, 0).effects.pop() else {
+        panic!("a share has an effect");
+    };
+    place.write("p", made.effect(share));
+    assert_eq!(place.bytes("p"), [vec![1; 1000], vec![0; 500], vec![9; 6692]].concat());
+}
+
 pub(super) fn a_share_nobody_has_looked_at_shows_the_source_as_it_was(place: &Place) {
     if !can(place) {
         return a_store_without_sharing_says_so(place);
