@@ -18,7 +18,7 @@ use ferry_image::progress::Progress;
 use crate::children;
 use crate::digests;
 use crate::ends::{End, Ends};
-use crate::removal::{remove_end, sweep};
+use crate::removal::{Swept, remove_end, sweep};
 use crate::verify::{Comparing, Verification, verify};
 
 /// How to commit.
@@ -193,7 +193,7 @@ pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
 /// As [`make_plain`], of an image that is open.
 async fn become_plain(target: &mut Image, keeps_note: bool) -> Result<()> {
     target.acquire().await?;
-    sweep(target).await?;
+    sweep(target, Swept::All).await?;
     // From here on nothing is compared any more.
     digests::remove(target).await?;
     if let Some(base) = target.header.base() {

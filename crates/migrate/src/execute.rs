@@ -28,6 +28,7 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use crate::children::as_image;
 use crate::digests::Keeper;
 use crate::ends::{End, Ends};
+use crate::removal::{Swept, sweep};
 
 /// Sets the pace of an execute: how many objects at once, and when the next may start.
 pub trait Pace: Send + Sync + std::fmt::Debug {
@@ -430,6 +431,8 @@ pub(crate) async fn finish(source: Option<&mut End>, target: &mut End, device: &
                 image.pool.store.flush().await?;
             }
             early::remove_all(image).await?;
+            // From here on nobody looks whether an object is finished: a grown image would show it.
+            sweep(image, Swept::Unfinished).await?;
             image.update_header(|h| h.set_migration_state(MigrationState::Executed, "")).await
         })
         .await?;

@@ -57,13 +57,21 @@ pub(crate) async fn unlink(end: &End, source: TrashSource) -> Result<()> {
     }
 }
 
+/// What [`sweep`] removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swept {
+    /// Objects that were not finished before their snapshot was removed.
+    Unfinished,
+    /// Those, and, on a store that cannot tell otherwise what has been copied, empty ones that say so.
+    All,
+}
+
 /// Removes what a copy leaves behind the end of a target that is, or was, smaller than one of its snapshots, where no object
-/// map knows of it: objects that were not finished before their snapshot was removed, and, on a store that cannot tell
-/// otherwise what has been copied, empty ones that say so.
+/// map knows of it.
 ///
 /// # Errors
 /// Those of the store.
-pub(crate) async fn sweep(image: &Image) -> Result<()> {
+pub(crate) async fn sweep(image: &Image, what: Swept) -> Result<()> {
     let (header, store) = (&image.header, &image.pool.store);
     let Some(base) = header.base() else { return Ok(()) };
     let layout = layout_of(header)?;
@@ -76,11 +84,14 @@ pub(crate) async fn sweep(image: &Image) -> Result<()> {
             found => found?,
         };
         let is_inside = object < layout.object_count(header.size);
-        if is_inside && found.size > 0 && !found.xattrs.contains_key(MARK) {
+        let is_unfinished = found.xattrs.contains_key(MARK);
+        if !is_unfinished && (what == Swept::Unfinished || is_inside && found.size > 0) {
             continue;
         }
-        let op = WriteOp::new().guard(Guard::AssertVersion(found.version)).effect(Effect::Remove);
-        match store.write(&id, op.under(header.snap_context()).full_try()).await {
+        let op = WriteOp::new().guard(Guard::AssertVersion(found.version)).effect(Effect::Remove).full_try();
+        // What an unfinished one holds is none of any snapshot that is left.
+        let op = if is_unfinished { op } else { op.under(header.snap_context()) };
+        match store.write(&id, op).await {
             // Written by a client meanwhile, who announced it.
             Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => return Err(e),
             _ => {}
@@ -92,7 +103,7 @@ pub(crate) async fn sweep(image: &Image) -> Result<()> {
 /// Makes it an image without snapshots that is not migrating.
 async fn strip(image: &mut Image) -> Result<()> {
     image.acquire().await?;
-    sweep(image).await?;
+    sweep(image, Swept::All).await?;
     let ids: Vec<SnapId> = image.header.snaps.keys().rev().copied().collect();
     for id in ids {
         if image.header.snap(id)?.protection != Protection::Unprotected {
