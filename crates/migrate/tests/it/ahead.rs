@@ -16,13 +16,14 @@ use futures_util::future::{Either, join, select};
 
 use crate::case::{Case, Shadow};
 use crate::fault::Faults;
+use crate::power::Machine;
 
 const ACCEPTING: AbortOptions = AbortOptions { accept_loss: true };
 
 impl Case {
     /// Aborts while clients use the target, and may die meanwhile; whether the migration is over. `now` is what the target holds.
     pub(crate) async fn abort_beside_clients(&self, now: &mut Shadow, keeps_all: bool) -> Result<bool> {
-        if self.dies {
+        if self.dies || self.machine().is_some() {
             Box::pin(self.abort_and_die(now)).await
         } else {
             Box::pin(self.abort_late(now, keeps_all)).await
@@ -84,6 +85,11 @@ impl Case {
                 self.tally.add(1, faults.armed.load(Ordering::Relaxed) << 8 | 0xab);
                 Ok(false)
             }
+            Err(e) if self.machine().is_some_and(Machine::is_cut) => {
+                self.trace(&format!("is cut off in an abort beside clients: {}", e.chain()));
+                self.machine().map_or(Ok(()), |machine| self.start_again(machine, 0xab))?;
+                Ok(false)
+            }
             done => done,
         }
     }
@@ -104,18 +110,20 @@ impl Case {
         };
         for _ in 0..2 {
             // Clients do not die: what they were promised would not be known.
+            device.flush().await?;
             self.arm_soon(faults);
             live.carry(&device, self.below(4000), &mut silent).await?;
-            faults.disarm();
+            self.disarm(faults);
             for _ in 0..self.below(4) {
                 self.write_random(&device, now).await?;
             }
         }
+        device.flush().await?;
         self.arm_soon(faults);
         live.close_target(&device).await?;
         device.close().await?;
         live.finish().await?.0.remove_target(&mut silent).await?;
-        faults.disarm();
+        self.disarm(faults);
         Ok(true)
     }
 

@@ -1,8 +1,8 @@
 //! One random migration: what there is, and what should be in it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ferry_core::testing::{MemSource, MemStore, TestRng, test_env};
@@ -26,6 +26,7 @@ use ferry_image::{remove, snapshot, trash};
 use ferry_migrate::{Against, Comparing, PointReport, PrepareOptions, Verification};
 
 use crate::fault::{FaultStore, Faults};
+use crate::power::{Machine, Stores};
 
 /// Where an image moves, and whether the one who moves it dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) enum Kind {
     TwoStores,
     DyingOneStore,
     DyingTwoStores,
+    CutOneStore,
+    CutTwoStores,
 }
 
 /// All stores, as one process sees them.
@@ -82,7 +85,7 @@ pub(crate) struct Case {
     pub(crate) rng: TestRng,
     pub(crate) dies: bool,
     env: Env,
-    stores: Vec<Arc<MemStore>>,
+    pub(crate) stores: Stores,
     pub(crate) source: Spot,
     pub(crate) target: Spot,
     pub(crate) options: PrepareOptions,
@@ -93,6 +96,8 @@ pub(crate) struct Case {
     pub(crate) has_parent: bool,
     /// A foreign source to import from.
     pub(crate) foreign: Option<Arc<MemSource>>,
+    /// What was found when all of an image was compared last.
+    pub(crate) promised: Mutex<Option<Shadow>>,
     pub(crate) tally: Tally,
 }
 
@@ -166,19 +171,31 @@ impl Case {
         let copying = Capabilities { share: false, ..all };
         let least = Capabilities { share: false, list_snaps: false, list_watchers: true };
         let capabilities = match kind {
-            Kind::OneStore | Kind::DyingOneStore => vec![all],
+            Kind::OneStore | Kind::DyingOneStore | Kind::CutOneStore | Kind::CutTwoStores => vec![all],
             Kind::OneStoreCopying => vec![copying],
             Kind::OneStoreLeast => vec![least],
             Kind::TwoStores | Kind::DyingTwoStores => vec![all, if rng.one_in(3) { least } else { all }],
         };
-        let stores: Vec<_> = capabilities.into_iter().map(|c| MemStore::with_capabilities(&env, c)).collect();
-        for store in &stores {
+        let stores = match kind {
+            Kind::CutOneStore => Stores::Machine(Machine::new(&env, seed, 1)),
+            Kind::CutTwoStores => Stores::Machine(Machine::new(&env, seed, 2)),
+            Kind::OneStore
+            | Kind::OneStoreCopying
+            | Kind::OneStoreLeast
+            | Kind::TwoStores
+            | Kind::DyingOneStore
+            | Kind::DyingTwoStores => {
+                let made = capabilities.into_iter().map(|c| MemStore::with_capabilities(&env, c));
+                Stores::Memory(made.collect())
+            }
+        };
+        for store in &stores.clients() {
             for name in ["p", "q"] {
                 store.create_pool(name).wait().unwrap();
             }
         }
         let source = Spot { store: 0, pool: "p", name: "a" };
-        let target = if stores.len() > 1 {
+        let target = if stores.count() > 1 {
             Spot { store: 1, pool: "q", name: if rng.one_in(2) { "a" } else { "b" } }
         } else {
             match rng.below(3) {
@@ -189,7 +206,7 @@ impl Case {
         };
         let dies = matches!(kind, Kind::DyingOneStore | Kind::DyingTwoStores);
         let has_parent = rng.one_in(3);
-        let flatten = has_parent && (stores.len() > 1 || rng.one_in(2));
+        let flatten = has_parent && (stores.count() > 1 || rng.one_in(2));
         let (shadow, child, mut options) =
             (Shadow::default(), None, PrepareOptions { flatten, ..PrepareOptions::default() });
         if rng.one_in(2) {
@@ -209,6 +226,7 @@ impl Case {
             child,
             has_parent,
             foreign,
+            promised: Mutex::default(),
             tally,
         }
     }
@@ -218,9 +236,10 @@ impl Case {
         let faults = Arc::new(Faults::default());
         let stores = self
             .stores
-            .iter()
-            .map(|s| {
-                let store = FaultStore { inner: s.another_client(), faults: Arc::clone(&faults) };
+            .clients()
+            .into_iter()
+            .map(|inner| {
+                let store = FaultStore { inner, faults: Arc::clone(&faults) };
                 Arc::new(Layered(store)) as Arc<dyn Store>
             })
             .collect();
@@ -308,7 +327,7 @@ impl Case {
     async fn set_up_child(&mut self, pool: &Pool) -> Result<()> {
         let image = Image::open(pool, self.source.name, Opening::ReadOnly).await?;
         let snap = image.header.snaps.values().next_back().cloned();
-        let (Some(snap), true, 0) = (snap, self.stores.len() == 1, self.below(2)) else { return Ok(()) };
+        let (Some(snap), true, 0) = (snap, self.stores.count() == 1, self.below(2)) else { return Ok(()) };
         let is_protected = snap.protection == Protection::Protected;
         let format = if is_protected && self.below(2) == 0 { CloneFormat::V1 } else { CloneFormat::V2 };
         clone::create(&image.at_snapshot(&snap.name)?, pool, "child", format, &CreateOptions::default())
@@ -347,8 +366,8 @@ impl Case {
         self.trace(&format!("change {offset}+{length}"));
         if self.below(3) == 0 {
             self.trace("discard");
-            device.discard(offset, length).await?;
             shadow.head[range].fill(0);
+            device.discard(offset, length).await?;
         } else {
             let fill = u8::try_from(1 + self.below(255)).unwrap();
             let data: Vec<u8> = (0..range.len()).map(|n| fill ^ u8::try_from(n % 251).unwrap()).collect();
@@ -421,6 +440,7 @@ impl Case {
                 snap.name
             );
         }
+        *self.promised.lock().unwrap() = Some(shadow.clone());
         Ok(())
     }
 
@@ -469,7 +489,7 @@ impl Case {
     /// The names of all objects.
     pub(crate) async fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for store in &self.stores {
+        for store in self.stores.clients() {
             for info in store.pools().await.unwrap() {
                 let page = store.list_objects(info.id, None, None, 4096).await.unwrap();
                 names.extend(page.objects.iter().map(|(_, name)| name.to_string()));
@@ -480,7 +500,7 @@ impl Case {
 
     /// No object of an image is left anywhere, and no entry in a trash.
     pub(crate) async fn check_nothing_left(&self) -> Result<()> {
-        for (n, store) in self.stores.iter().enumerate() {
+        for (n, store) in self.stores.clients().into_iter().enumerate() {
             for info in store.pools().await? {
                 let page = store.list_objects(info.id, None, None, 4096).await?;
                 let left: Vec<_> = page
@@ -492,8 +512,9 @@ impl Case {
                     })
                     .collect();
                 assert!(left.is_empty(), "seed {}, store {n} pool {}: {left:?}", self.seed, info.name);
-                let client: Arc<dyn Store> = store.another_client();
-                let pool = Pool::open(client, self.env.clone(), &info.name, &Namespace::default()).await?;
+                let pool =
+                    Pool::open(Arc::clone(&store), self.env.clone(), &info.name, &Namespace::default())
+                        .await?;
                 let entries = trash::list(&pool).await?;
                 assert!(entries.is_empty(), "seed {}, store {n} pool {}: {entries:?}", self.seed, info.name);
             }
@@ -549,7 +570,7 @@ pub(crate) fn layout(rng: &TestRng) -> CreateOptions {
     }
 }
 
-fn same(what: &str, is: &[u8], wanted: &[u8]) {
+pub(crate) fn same(what: &str, is: &[u8], wanted: &[u8]) {
     assert_eq!(is.len(), wanted.len(), "{what}: size");
     if let Some(at) = is.iter().zip(wanted).position(|(a, b)| a != b) {
         panic!("{what}: byte {at} is {} instead of {}", is[at], wanted[at]);

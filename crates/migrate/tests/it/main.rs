@@ -8,6 +8,7 @@ mod fault;
 mod import;
 mod maps;
 mod points;
+mod power;
 mod rivals;
 mod shrunk;
 mod steps;
@@ -80,6 +81,18 @@ fn a_death_after_any_change_between_stores_is_survived() {
 }
 
 #[test]
+fn a_power_cut_inside_a_store_is_survived() {
+    let tally = run(Kind::CutOneStore, 0..cases(600));
+    assert!(tally.deaths.load(Ordering::Relaxed) > cases(600) * 3, "{tally}");
+}
+
+#[test]
+fn a_power_cut_of_two_stores_at_once_is_survived() {
+    let tally = run(Kind::CutTwoStores, 0..cases(600));
+    assert!(tally.deaths.load(Ordering::Relaxed) > cases(600) * 3, "{tally}");
+}
+
+#[test]
 fn an_abort_beside_clients_gives_way_without_harm() {
     for kind in [Kind::OneStore, Kind::TwoStores] {
         let mut begun = 0;
@@ -101,6 +114,9 @@ fn what_went_wrong_once_goes_well() {
         (1_001_476, Kind::DyingOneStore),
         (4_002_231, Kind::DyingTwoStores),
         (10_017_415, Kind::DyingTwoStores),
+        (6839, Kind::CutOneStore),
+        (12_007, Kind::CutOneStore),
+        (20_504, Kind::CutTwoStores),
     ] {
         let tally = futures_executor::block_on(Case::new(seed, kind).run());
         assert!(tally.deaths.load(Ordering::Relaxed) > 0, "{kind:?} seed {seed}: nobody died");

@@ -14,7 +14,7 @@ use ferry_migrate::{
 };
 use futures_util::future::{Either, join, select};
 
-use crate::case::{Case, REREAD, Shadow, Spot, Tally, lasting, snap_ids};
+use crate::case::{Case, REREAD, Shadow, Spot, Tally, lasting, same, snap_ids};
 use crate::fault::Faults;
 
 /// Changes within which a death comes: the last is more than any verb needs here, so that some live on.
@@ -52,6 +52,9 @@ impl Case {
         let aborts = self.below(3) == 0;
         let keeps_all = aborts && self.below(2) == 0;
         self.use_target(&mut now, &mut lost, keeps_all).await?;
+        if let Some(machine) = self.machine() {
+            self.write_until_cut(machine, &mut now).await?;
+        }
         let early = self.below(3) == 0;
         if aborts && early {
             return Box::pin(self.abort(&before, &shadow, now, lost)).await;
@@ -135,7 +138,7 @@ impl Case {
                 _ => self.write_random(device, now).await?,
             }
             let bytes = device.read(0, device.size()).await?;
-            assert!(bytes == now.head, "seed {}: HEAD through the device", self.seed);
+            same(&format!("seed {}: HEAD through the device", self.seed), &bytes, &now.head);
         }
         Ok(())
     }
@@ -199,6 +202,10 @@ impl Case {
         let done = self.execute_in(&pool, target.name).await;
         if done.is_err() {
             assert!(faults.is_dead(), "seed {}: {done:?}", self.seed);
+        }
+        if let Some(machine) = self.machine() {
+            drop((pool, stores));
+            self.write_until_cut(machine, now).await?;
         }
         self.check("half executed", &target, now).await?;
         self.check_child("half executed").await?;
@@ -265,6 +272,9 @@ impl Case {
 
     /// Does a verb, dying in between where this case dies.
     async fn to_the_end(&self, verb: Verb) -> Result<bool> {
+        if let Some(machine) = self.machine() {
+            return Box::pin(self.through_cuts(verb, machine)).await;
+        }
         let deaths = if self.dies { DEATHS_MAX } else { 0 };
         for n in 0..=deaths {
             let (faults, stores) = self.process();
@@ -289,19 +299,30 @@ impl Case {
 
     /// Lets death come, or not, before a verb is done.
     pub(crate) fn arm_soon(&self, faults: &Faults) {
+        if let Some(machine) = self.machine() {
+            return self.cut_soon(machine);
+        }
         let within = CHANGES[usize::try_from(self.below(3)).unwrap()];
         self.arm(faults, within);
     }
 
+    /// Lets nothing happen any more, unless it did.
+    pub(crate) fn disarm(&self, faults: &Faults) {
+        match self.machine() {
+            Some(machine) => machine.disarm(),
+            None => faults.disarm(),
+        }
+    }
+
     /// After a death: what is there reads as it should.
-    async fn look_at_remains(&self, verb: Verb) -> Result<()> {
+    pub(crate) async fn look_at_remains(&self, verb: Verb) -> Result<()> {
         if matches!(verb, Verb::Execute | Verb::Commit | Verb::Prepare) {
             self.check_child(&format!("dead in {verb:?}")).await?;
         }
         Ok(())
     }
 
-    async fn attempt(
+    pub(crate) async fn attempt(
         &self,
         verb: Verb,
         stores: &[std::sync::Arc<dyn ferry_core::Store>],
@@ -399,7 +420,7 @@ impl Case {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
+pub(crate) enum Verb {
     Prepare,
     Execute,
     Commit,
