@@ -1,4 +1,4 @@
-//! A cache of two generations: an approximation of least-recently-used that costs one hash lookup.
+//! A cache of two generations: an approximation of least-recently-used that costs one hash lookup or two.
 
 use std::hash::Hash;
 
@@ -19,15 +19,30 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         Self { young: HashMap::default(), old: HashMap::default(), capacity: capacity.max(8) }
     }
 
+    /// Makes the entry of `key` young; whether there is one.
+    pub(crate) fn renew(&mut self, key: &K) -> bool
+    where
+        K: Clone,
+    {
+        if self.young.contains_key(key) {
+            return true;
+        }
+        let Some(value) = self.old.remove(key) else { return false };
+        self.young.insert(key.clone(), value);
+        true
+    }
+
+    /// The entry of `key` if it is young.
+    pub(crate) fn young(&mut self, key: &K) -> Option<&mut V> {
+        self.young.get_mut(key)
+    }
+
     /// The entry of `key`, made young.
     pub(crate) fn get(&mut self, key: &K) -> Option<&mut V>
     where
         K: Clone,
     {
-        if !self.young.contains_key(key) {
-            let value = self.old.remove(key)?;
-            self.young.insert(key.clone(), value);
-        }
+        self.renew(key);
         self.young.get_mut(key)
     }
 

@@ -42,9 +42,12 @@ const STEP_PAGES: usize = 64;
 /// is the more a segment costs to clean. A step moves more than a writer writes meanwhile.
 const LOW_WATER_SEGMENTS: u64 = 3;
 
-/// Share of dead blocks (hundredths of those used) above which the cleaner works though there is room. Above what a store
+/// Share of dead blocks (hundredths of those used) above which it pays to clean in a pause though there is room. Above what a store
 /// kept 70 % live can have, so that such a one is cleaned only for need.
 const DEAD_PERCENT: u64 = 40;
+
+/// The same while clients go on writing: they pay for the copies, which get fewer the longer it waits.
+const DEAD_PERCENT_AMID_WRITES: u64 = 60;
 
 /// One part in so many of a segment: fewer index pages than that, and nothing else, are written elsewhere before any data is moved.
 const INDEX_LEFT_BEHIND: u64 = 8;
@@ -63,6 +66,15 @@ const DEAD_SEGMENTS: u64 = 4;
 
 /// A live block of a victim: everyone who points at it, and the CRC.
 pub(crate) type Live = (Vec<BlockRef>, Address, u32);
+
+/// Whether clients change the store meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// They may.
+    AmidWrites,
+    /// They have not for a while.
+    Paused,
+}
 
 /// What may be cleaned before others change something again.
 #[derive(Debug, Default)]
@@ -89,7 +101,7 @@ pub(crate) struct Cleaning {
 
 impl Engine {
     /// Cleans a little if the store needs it. `true` where there is more to do.
-    pub(crate) fn clean_step(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
+    pub(crate) fn clean_step(&self, turn: &MutexGuard<'_, ()>, when: When) -> Result<bool> {
         self.remove_spares(turn)?;
         let victim = {
             let mut core = self.lock_behind();
@@ -102,7 +114,7 @@ impl Engine {
                 core.begin_checkpoint_amid_writes()?;
                 return Ok(true);
             }
-            if !core.wants_cleaning()? || core.space.available(&*self.disk)? <= KEPT_FREE {
+            if !core.wants_cleaning(when)? || core.space.available(&*self.disk)? <= KEPT_FREE {
                 return Ok(false);
             }
             core.cleaning.as_ref().map(|c| c.segment).or_else(|| core.next_victim())
@@ -366,14 +378,19 @@ fn segment_records(disk: &dyn Disk, no: SegmentNo, segment: &Segment) -> Result<
 }
 
 impl Core {
-    /// Whether segments should be emptied: free ones run low, or too much of what is used is dead.
-    fn wants_cleaning(&self) -> Result<bool> {
+    /// Whether segments should be emptied: free ones run low, or too much of what is used is dead. Clients that write may leave
+    /// more behind than there is in a pause, as long as it is less than what is free.
+    fn wants_cleaning(&self, when: When) -> Result<bool> {
         let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
         let free = free + self.space.empty().len() as u64;
         let (used, live) = self.space.usage();
         let dead = used.saturating_sub(live);
-        let much =
-            dead * 100 > used * DEAD_PERCENT && dead > DEAD_SEGMENTS * u64::from(self.space.segment_blocks());
+        let segments = dead / u64::from(self.space.segment_blocks());
+        let percent = match when {
+            When::AmidWrites if segments < free => DEAD_PERCENT_AMID_WRITES,
+            When::AmidWrites | When::Paused => DEAD_PERCENT,
+        };
+        let much = dead * 100 > used * percent && segments >= DEAD_SEGMENTS;
         Ok(much || free < LOW_WATER_SEGMENTS)
     }
 

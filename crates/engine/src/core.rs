@@ -267,6 +267,9 @@ impl Core {
 
     /// The inode of a name, where an object (or preserved versions of one) has it.
     pub(crate) fn inode_of(&mut self, id: &ObjectId) -> Result<Option<u64>> {
+        if let Some(inode) = self.names.young(id) {
+            return Ok(*inode);
+        }
         if let Some(inode) = self.names.get(id) {
             return Ok(*inode);
         }
@@ -292,14 +295,14 @@ impl Core {
     }
 
     fn load_object(&mut self, inode: u64) -> Result<&mut Kept<ObjectRecord>> {
-        if self.objects.peek(&inode).is_none() {
+        if !self.objects.renew(&inode) {
             let bytes = self
                 .get_long(&Key::new(Tag::Inode).u64(inode))?
                 .ok_or_else(|| Error::corrupt("an object's record is missing").with("inode", inode))?;
             let value = ObjectRecord::decode(&bytes)?;
             self.insert_object(inode, Kept { value, changed: 0 })?;
         }
-        Ok(self.objects.get(&inode).expect("it was just put in"))
+        Ok(self.objects.young(&inode).expect("it was just renewed or put in"))
     }
 
     /// The record of an inode, to be changed. A checkpoint that is being written keeps what it was.
@@ -314,7 +317,7 @@ impl Core {
                 self.put_long_in(Layer::Frozen, &Key::new(Tag::Inode).u64(inode), &bytes)?;
             }
         }
-        Ok(&mut self.objects.get(&inode).expect("it was just looked at").value)
+        Ok(&mut self.objects.young(&inode).expect("it was just looked at").value)
     }
 
     /// Whether an inode exists.
@@ -357,7 +360,7 @@ impl Core {
         if at.1 == HEAD && self.sharing.concerns(at.0, at.2) {
             self.settle_chunk(at.0, at.2)?;
         }
-        if self.chunks.peek(&at).is_none() {
+        if !self.chunks.renew(&at) {
             let value = match self.tree.get(key::table(at.0, at.1, at.2).bytes())? {
                 Some(bytes) => Box::new(Chunk::decode(&bytes)?),
                 None => Box::default(),
@@ -371,7 +374,7 @@ impl Core {
             }
             self.chunks.insert(at, Kept { value, changed: 0 });
         }
-        Ok(self.chunks.get(&at).expect("it was just put in"))
+        Ok(self.chunks.young(&at).expect("it was just renewed or put in"))
     }
 
     /// A chunk of a version's table, to be changed. A checkpoint that is being written keeps what it was.
@@ -386,7 +389,7 @@ impl Core {
                 self.write_back_chunk(Layer::Frozen, at, entry)?;
             }
         }
-        Ok(&mut self.chunks.get(&at).expect("it was just looked at").value)
+        Ok(&mut self.chunks.young(&at).expect("it was just looked at").value)
     }
 
     fn write_back_chunk(&mut self, layer: Layer, at: ChunkKey, entry: Option<Vec<u8>>) -> Result<()> {

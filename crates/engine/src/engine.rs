@@ -12,6 +12,7 @@ use ferry_core::{Env, Error, ErrorKind, Result};
 
 use crate::cache::Cache;
 use crate::checkpoint::{After, Piece, SPARE_FILES, write_superblock};
+use crate::cleaner::When;
 use crate::core::{Core, Counters};
 use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::Superblock;
@@ -440,7 +441,8 @@ impl Engine {
     /// - Called too seldom, writers find no room and clean themselves; a checkpoint that is overdue is written by them, a small piece a
     ///   write. So it is not needed for safety, only for latency.
     /// - Calls from several threads take turns.
-    /// - In longer idle times, which [`Engine::activity`] tells: [`Engine::begin_checkpoint`], so that opening after a crash has less
+    /// - In longer idle times, which [`Engine::activity`] tells: [`Engine::tidy`], so that what is dead takes less room;
+    ///   [`Engine::begin_checkpoint`], so that opening after a crash has less
     ///   to replay; [`Engine::prepare_one`], so that flushes are cheap; [`Engine::defragment_piece`], so that reading through what was
     ///   written at random is sequential.
     ///
@@ -458,11 +460,21 @@ impl Engine {
             return Ok(true);
         }
         let turn = self.turn();
-        let more = self.checkpoint_step(&turn)? || self.clean_step(&turn)?;
+        let more = self.checkpoint_step(&turn)? || self.clean_step(&turn, When::AmidWrites)?;
         if !more {
             self.lock_behind().quiet = Some(changes);
         }
         Ok(more)
+    }
+
+    /// Cleans a little more than [`Engine::maintain`] does while clients write: what they left behind beyond two fifths of what is
+    /// used. For a pause, after [`Engine::maintain`] had nothing to do. `true` where there is more; a loop until `false` ends.
+    ///
+    /// # Errors
+    /// As [`Engine::maintain`].
+    pub fn tidy(&self) -> Result<bool> {
+        let turn = self.turn();
+        Ok(self.checkpoint_step(&turn)? || self.clean_step(&turn, When::Paused)?)
     }
 
     /// What clients did to the store since it was opened.

@@ -135,7 +135,12 @@ fn maintain(store: &Engine, step: &Step, rng: &TestRng) -> ferry_core::Result<()
     match step {
         Step::Checkpoint => store.checkpoint(),
         Step::BeginCheckpoint => store.begin_checkpoint().map(drop),
-        Step::Tend => store.maintain().map(drop),
+        Step::Tend => {
+            if !store.maintain()? {
+                store.tidy()?;
+            }
+            Ok(())
+        }
         Step::Maintain => {
             while store.maintain()? {}
             for _ in 0..2 {

@@ -66,7 +66,11 @@ fn play(seed: u64, steps: u64) -> Result<Played, String> {
         match step {
             Step::Maintain => store.clean_one().map(drop).map_err(fail)?,
             Step::BeginCheckpoint => store.begin_checkpoint().map(drop).map_err(fail)?,
-            Step::Tend => store.maintain().map(drop).map_err(fail)?,
+            Step::Tend => {
+                if !store.maintain().map_err(fail)? {
+                    store.tidy().map_err(fail)?;
+                }
+            }
             Step::Write(..) | Step::TakeSnap(_) | Step::DropSnap(_) | Step::Flush | Step::Checkpoint => {}
         }
     }

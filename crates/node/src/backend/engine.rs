@@ -95,6 +95,11 @@ impl OwnedStore for EngineStore {
                     pauses.prepared();
                 }
             }),
+            Work::Tidy => self.engine.tidy().map(|has_more| {
+                if !has_more {
+                    pauses.tidied();
+                }
+            }),
             Work::Checkpoint => self.engine.begin_checkpoint().map(|_| pauses.checkpointed()),
             Work::Defragment(from) => {
                 self.engine.defragment_piece(from).map(|p| pauses.defragmented(p.moved_blocks, p.next))

@@ -13,6 +13,9 @@ use ferry_engine::limits::BLOCK;
 /// A pause after which segments are made ahead: the flushes that come next cost half.
 const PREPARE_AFTER: Duration = Duration::from_millis(300);
 
+/// A pause after which what clients left behind is cleaned away.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
+
 /// A pause after which a checkpoint is written, so that the next opening has nothing to replay.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 
@@ -27,6 +30,8 @@ const PREPARED_MAX: u64 = 4;
 pub(super) enum Work {
     /// Make one segment, unless there are so many.
     Prepare(usize),
+    /// Clean a little.
+    Tidy,
     /// Begin a checkpoint.
     Checkpoint,
     /// Write objects in order, from this one on.
@@ -39,6 +44,7 @@ pub(super) struct Pauses {
     seen: Activity,
     since: Instant,
     is_prepared: bool,
+    is_tidy: bool,
     is_checkpointed: bool,
     /// Where writing in order goes on; nowhere, if it is done.
     next: Option<u64>,
@@ -54,6 +60,7 @@ impl Pauses {
             seen: Activity::default(),
             since: now,
             is_prepared: true,
+            is_tidy: true,
             is_checkpointed: true,
             next: None,
             moved: 0,
@@ -67,6 +74,7 @@ impl Pauses {
             self.seen = activity;
             self.since = now;
             self.is_prepared = false;
+            self.is_tidy = false;
             self.is_checkpointed = false;
             self.next = Some(0);
         }
@@ -77,6 +85,9 @@ impl Pauses {
         let count = (activity.bytes / self.segment_bytes.max(1)).min(PREPARED_MAX);
         if !self.is_prepared && count > 0 {
             return Some(Work::Prepare(usize::try_from(count).unwrap_or(usize::MAX)));
+        }
+        if pause >= TIDY_AFTER && !self.is_tidy {
+            return Some(Work::Tidy);
         }
         if let Some(from) = self.next
             && pause >= DEFRAGMENT_AFTER
@@ -90,6 +101,11 @@ impl Pauses {
     /// As many segments as there may be are made.
     pub(super) fn prepared(&mut self) {
         self.is_prepared = true;
+    }
+
+    /// What clients left behind is little enough.
+    pub(super) fn tidied(&mut self) {
+        self.is_tidy = true;
     }
 
     /// A checkpoint is begun, or there is nothing to write in one.
@@ -108,6 +124,7 @@ impl Pauses {
     /// Something failed: nothing more is done until clients change something, who hear of it then.
     pub(super) fn give_up(&mut self) {
         self.is_prepared = true;
+        self.is_tidy = true;
         self.is_checkpointed = true;
         self.next = None;
     }
@@ -139,6 +156,10 @@ mod tests {
         assert_eq!(pauses.work(at(300), activity), Some(Work::Prepare(3)));
         assert_eq!(pauses.work(at(400), activity), Some(Work::Prepare(3)), "until there are as many");
         pauses.prepared();
+        assert_eq!(pauses.work(at(900), activity), None);
+        assert_eq!(pauses.work(at(1_000), activity), Some(Work::Tidy));
+        assert_eq!(pauses.work(at(1_100), activity), Some(Work::Tidy), "until nothing is left to do");
+        pauses.tidied();
         assert_eq!(pauses.work(at(9_000), activity), None);
         assert_eq!(pauses.work(at(10_000), activity), Some(Work::Checkpoint));
         pauses.checkpointed();
@@ -163,7 +184,8 @@ mod tests {
         let mut pauses = Pauses::new(start, SEGMENT);
         let few = Activity { changes: 1, bytes: 8192 };
         pauses.work(at(0), few);
-        assert_eq!(pauses.work(at(1), few), None, "less than a segment");
+        assert_eq!(pauses.work(at(1), few), Some(Work::Tidy), "nothing to prepare: less than a segment");
+        pauses.tidied();
         assert_eq!(pauses.work(at(11), few), Some(Work::Checkpoint));
         pauses.checkpointed();
         assert_eq!(pauses.work(at(61), few), Some(Work::Defragment(0)));
