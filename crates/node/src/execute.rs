@@ -359,7 +359,16 @@ impl Run<'_> {
         let local = self.home.store_of(&self.config, pool);
         match (&self.cluster, local) {
             (Some(cluster), _) if cluster.pools == ClusterPools::All => self.connect(cluster),
-            (_, Some(dir)) => self.store_at(&dir, IfMissing::Fail).map_err(cannot()),
+            (_, Some(dir)) => self.store_at(&dir, IfMissing::Fail).map_err(|e| {
+                let failure = cannot()(e);
+                if dir.is_dir() {
+                    return failure;
+                }
+                failure.advise(format!(
+                    "put back, or mount, what it lay on; the place of the store is in {}",
+                    self.home.config_file().display()
+                ))
+            }),
             (cluster, None) => {
                 if let Some(place) = self.config.rados_place(pool) {
                     return self.connect(&place.cluster());

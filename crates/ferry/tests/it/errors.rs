@@ -75,6 +75,24 @@ fn ferry_says_what_is_safe_and_what_to_do() {
 }
 
 #[test]
+fn a_store_that_is_not_there_and_a_diff_that_is_none_say_what_to_do() {
+    let home = Home::new();
+    home.ok("create a --size 1M");
+    std::fs::write(home.path("none"), "rbd diff v1\nq").unwrap();
+    let (code, text) = home.fails(&format!("import-diff {} a --no-progress", home.path("none").display()));
+    assert_eq!(code, 22, "{text}");
+    assert!(text.ends_with("nothing was changed: what `export-diff` wrote is expected\n"), "{text}");
+    let store = home.path("home/store");
+    std::fs::rename(&store, home.path("elsewhere")).unwrap();
+    let (code, text) = home.fails("ls rbd");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("there is no store") && text.contains("put back, or mount"), "{text}");
+    assert!(text.contains(home.path("home/ferry.toml").to_str().unwrap()), "{text}");
+    std::fs::rename(home.path("elsewhere"), store).unwrap();
+    assert_eq!(home.ok("ls rbd"), "a\n");
+}
+
+#[test]
 fn a_read_only_pool_refuses_every_change() {
     promised("A pool that is read-only refuses every change with 30 (EROFS) and can be read.");
     let home = Home::new();

@@ -109,8 +109,13 @@ impl<'a, R: Read> DiffReader<'a, R> {
     /// Reads the banner and all records before the first change.
     ///
     /// # Errors
-    /// `Corrupt`: 74 where the stream is cut short, 22 where it is not such a stream.
+    /// `Corrupt`: 74 where the stream is cut short, 22 where it is not such a stream; the fact `part` tells that it was read in the
+    /// header.
     pub(crate) fn new(input: &'a mut Input<R>, version: DiffVersion) -> Result<Self> {
+        Self::begin(input, version).map_err(|e| e.with("part", "header"))
+    }
+
+    fn begin(input: &'a mut Input<R>, version: DiffVersion) -> Result<Self> {
         input.banner(version.banner())?;
         let mut reader = Self { input, version, header: DiffHeader::default(), peeked: None, open: None };
         loop {

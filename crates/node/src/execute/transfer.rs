@@ -224,6 +224,9 @@ impl Run<'_> {
                 (Some(snap), ErrorKind::Invalid) => failure
                     .after(format!("start snapshot '{snap}' does not exist in the image, aborting"))
                     .advise("nothing was changed: apply the changes that lead to that snapshot first"),
+                (_, _) if e.fact("part") == Some("header") => {
+                    failure.advise("nothing was changed: what `export-diff` wrote is expected")
+                }
                 (_, _) => failure.advise(format!(
                     "a part of the changes may be there: roll {spec} back to the snapshot they start from, and repeat"
                 )),
