@@ -61,17 +61,22 @@ fn main() -> ExitCode {
         }
         let mut report = Report::default();
         let place = directory.join(name);
-        let result = std::fs::create_dir_all(&place)
-            .map_err(|e| e.to_string())
-            .and_then(|()| run(&place, &mut report));
-        let printed = match result {
-            Ok(()) => write!(out, "{report}"),
-            Err(e) => {
-                code = ExitCode::FAILURE;
-                writeln!(out, "{name}: {e}")
+        // What is there already is not ours to remove.
+        let made = std::fs::create_dir_all(&directory).and_then(|()| std::fs::create_dir(&place));
+        let done = match made {
+            Err(e) => Err(format!("{}: {e}", place.display())),
+            Ok(()) => {
+                let done = run(&place, &mut report);
+                let removed =
+                    std::fs::remove_dir_all(&place).map_err(|e| format!("{}: {e}", place.display()));
+                done.and(removed)
             }
         };
-        if printed.is_err() || std::fs::remove_dir_all(&place).is_err() {
+        if let Err(e) = done {
+            report.line(format!("{name}: {e}"));
+            code = ExitCode::FAILURE;
+        }
+        if report.is_lost() {
             code = ExitCode::FAILURE;
         }
     }

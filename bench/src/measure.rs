@@ -1,6 +1,6 @@
 //! Time, CPU time, randomness, and lines of results.
 
-use std::fmt;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,20 +11,22 @@ use rustix::time::{ClockId, clock_gettime};
 /// How often each measurement is made; the median counts.
 pub(crate) const ROUNDS: usize = 5;
 
-/// Lines of results.
+/// Lines of results, told as they come: a run that fails or is cut off keeps what it found.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<String>);
-
-impl Report {
-    /// Adds a line.
-    pub(crate) fn line(&mut self, text: String) {
-        self.0.push(text);
-    }
+pub(crate) struct Report {
+    is_lost: bool,
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|l| writeln!(f, "{l}"))
+impl Report {
+    /// Tells a line.
+    pub(crate) fn line(&mut self, text: impl std::fmt::Display) {
+        let mut out = std::io::stdout();
+        self.is_lost |= writeln!(out, "{text}").and_then(|()| out.flush()).is_err();
+    }
+
+    /// Whether a line could not be told.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 }
 
