@@ -76,7 +76,7 @@ fn ferry_says_what_is_safe_and_what_to_do() {
 
 #[test]
 fn a_store_that_is_not_there_and_a_diff_that_is_none_say_what_to_do() {
-    let home = Home::new();
+    let home = unserved();
     home.ok("create a --size 1M");
     std::fs::write(home.path("none"), "rbd diff v1\nq").unwrap();
     let (code, text) = home.fails(&format!("import-diff {} a --no-progress", home.path("none").display()));
