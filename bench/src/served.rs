@@ -156,23 +156,43 @@ impl World {
         Ok(())
     }
 
-    /// Reads all of an image with nbdcopy.
-    fn copy(&self, report: &mut Report) -> Result<(), String> {
+    /// Medians of what `measure` says of ferry and of nbdkit, in turns.
+    fn beside_nbdkit(&self, measure: impl Fn(&Peer) -> Result<f64, String>) -> Result<(f64, f64), String> {
         let wanted: Vec<&Peer> =
             self.peers.iter().filter(|p| p.name == "ferry" || p.name.starts_with("nbdkit")).collect();
         let mut results = vec![Vec::new(); wanted.len()];
         for _ in 0..ROUNDS {
             for (peer, results) in wanted.iter().zip(&mut results) {
-                let began = Instant::now();
-                run(Command::new("nbdcopy").args([&peer.uri, "null:"]))?;
-                results.push(began.elapsed().as_secs_f64());
+                results.push(measure(peer)?);
             }
         }
-        let (ours, theirs) = (median(results[0].clone()), median(results[1].clone()));
+        Ok((median(results[0].clone()), median(results[1].clone())))
+    }
+
+    /// Reads all of an image with nbdcopy.
+    fn copy(&self, report: &mut Report) -> Result<(), String> {
+        let (ours, theirs) = self.beside_nbdkit(|peer| {
+            let began = Instant::now();
+            run(Command::new("nbdcopy").args([&peer.uri, "null:"]))?;
+            Ok(began.elapsed().as_secs_f64())
+        })?;
         report.line(format!(
             "served: nbdcopy of {} MiB to null: {ours:.3} s, from nbdkit file {theirs:.3} s: {:.2} x its rate",
             self.mib,
             theirs / ours
+        ));
+        Ok(())
+    }
+
+    /// Writes all of an image, to the end of a flush.
+    fn write_and_flush(&self, report: &mut Report) -> Result<(), String> {
+        let size = format!("--size={}m", self.mib);
+        let load = ["--rw=write", "--bs=1m", "--iodepth=4", &size, "--end_fsync=1"];
+        let (ours, theirs) = self.beside_nbdkit(|peer| Ok(peer.drive(&load)?.0))?;
+        report.line(format!(
+            "served: 1 MiB sequential writes of {} MiB and a flush: {ours:.0}/s, nbdkit file {theirs:.0}/s: {:.2} x its rate",
+            self.mib,
+            ours / theirs
         ));
         Ok(())
     }
@@ -197,6 +217,7 @@ pub(crate) fn served(place: &Path, report: &mut Report) -> Result<(), String> {
     for (what, rw) in [("1 MiB sequential reads", "--rw=read"), ("1 MiB sequential writes", "--rw=write")] {
         world.row(report, what, all, &[raw, "nbdkit"], &[rw, "--bs=1m", "--iodepth=4"])?;
     }
+    world.write_and_flush(report)?;
     world.copy(report)?;
     for jobs in ["--numjobs=1", "--numjobs=2"] {
         let what =
