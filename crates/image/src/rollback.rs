@@ -114,13 +114,22 @@ impl Io {
         let whole = ObjectExtent { object, offset: 0, length: then.overlap_in(object) };
         let shown =
             if whole.length > 0 { self.effects_from_parent_of(then, whole).await? } else { Vec::new() };
-        if migrated == Migrated::Nothing && then.overlap_in(object) == self.revision().overlap_in(object) {
+        let now = self.revision();
+        let below = |revision| then.layout.bytes_before(object, overlap_below(revision));
+        let shows_the_same = then.overlap_in(object) == now.overlap_in(object) && below(then) == below(now);
+        if migrated == Migrated::Nothing && shows_the_same {
             return Ok(());
         }
         let mut effects = vec![Effect::Create, Effect::Truncate(0)];
         effects.extend(shown);
         self.announced(vec![object], self.change_target(object, &effects)).await
     }
+}
+
+/// How many bytes of its own parent the source of a migration shows at a revision of the target: of a clone that was shrunk and grown,
+/// HEAD shows less than its snapshots do.
+fn overlap_below(revision: &Revision) -> u64 {
+    revision.parent.as_ref().and_then(|p| p.ancestor.image()).map_or(0, |source| source.overlap())
 }
 
 /// Whether a revision has an object of its own.

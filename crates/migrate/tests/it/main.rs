@@ -114,6 +114,7 @@ fn what_went_wrong_once_goes_well() {
         (1_001_476, Kind::DyingOneStore),
         (4_002_231, Kind::DyingTwoStores),
         (10_017_415, Kind::DyingTwoStores),
+        (21_067_368, Kind::DyingOneStore),
         (6839, Kind::CutOneStore),
         (12_007, Kind::CutOneStore),
         (20_504, Kind::CutTwoStores),
