@@ -171,7 +171,12 @@ impl Jobs {
         let (home, request) = (Home::at(&job.record.home), &job.record.request);
         let listener = Listener(Arc::clone(job));
         let mut result = host.execute(&home, request, Streams::default(), &listener, &job.cancel);
-        if job.is_resumed && result.as_ref().is_err_and(|f| request.command.was_done_before(f.errno)) {
+        if job.is_resumed
+            && let Err(f) = &result
+            && request.command.was_done_before(f.errno)
+        {
+            // Told: the number alone does not prove it.
+            tracing::warn!(job = job.record.id, what = f.what, cause = f.cause, "taken for done before");
             result = Ok(Response::Done);
         }
         let stopped = self.table().is_stopping && job.cancel.is_asked();

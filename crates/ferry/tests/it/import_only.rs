@@ -514,14 +514,18 @@ fn e26_specs_that_crash_rbd_are_refused() {
     let home = with_disk();
     let stream = r#"{"file_path":"disk","type":"file"}"#;
     let snap = format!(r#"{{"type":"raw","name":"one","stream":{stream}}}"#);
-    for spec in [
-        format!(r#"{{"type":"raw","stream":{stream},"snapshots":[{snap},{snap}]}}"#),
-        r#"{"type":"native","pool_name":"rbd","image_name":"nosuch","snap_name":"s1"}"#.to_owned(),
-        r#"{"type":"native","pool_name":"rbd","pool_namespace":"nosuch","image_name":"a","snap_name":"s1"}"#
-            .to_owned(),
+    let native = |rest: &str| format!(r#"{{"type":"native","pool_name":"rbd",{rest},"snap_name":"s1"}}"#);
+    for (spec, wanted, text) in [
+        (
+            format!(r#"{{"type":"raw","stream":{stream},"snapshots":[{snap},{snap}]}}"#),
+            22,
+            "two snapshots have the same name",
+        ),
+        (native(r#""image_name":"nosuch""#), 2, "no such image"),
+        (native(r#""pool_namespace":"nosuch","image_name":"a""#), 2, "no such namespace"),
     ] {
         let (code, err) = home.fails(&format!("migration prepare --import-only --source-spec {spec} b"));
-        assert!([2, 17, 22].contains(&code), "{spec}: {code} {err}");
+        assert!(code == wanted && err.contains(text), "{spec}: {code} {err}");
         assert_eq!((home.ok("ls"), home.ok("trash ls --all")), (String::new(), String::new()), "{spec}");
     }
 }
