@@ -458,14 +458,19 @@ fn maintained<T>(engine: &Engine, work: impl FnOnce() -> Done<T>) -> Done<T> {
 
 /// Write amplification and latency while the cleaner works in a store 70 % live, beside a store where there is nothing to clean.
 pub(crate) fn cleaner(directory: &Path, report: &mut Report) -> Done<()> {
-    let capacity = 2 * GIB;
-    let live = capacity / 10 * 7 / OBJECT * OBJECT;
-    let blocks = live / BLOCK;
     let options = |capacity_bytes| Options { capacity_bytes, segment_blocks: 1024, ..Options::default() };
-    for (name, skewed, batch, bar) in
-        [("uniform", false, 32, 2.1), ("uniform", false, 128, 2.1), ("90/10", true, 32, 1.7)]
-    {
-        let name = format!("{name}, batches of {batch}");
+    // With the segments of 64 MiB it gets by itself, a store of 32 GiB has 512, one of 128 GiB has 2048. Some are kept free or open,
+    // however many there are.
+    for (name, skewed, batch, bar, segments) in [
+        ("uniform", false, 32, 2.1, 512),
+        ("uniform", false, 128, 2.1, 512),
+        ("90/10", true, 32, 1.7, 512),
+        ("uniform", false, 32, 2.1, 2048),
+    ] {
+        let capacity = segments * 1024 * BLOCK;
+        let live = capacity / 10 * 7 / OBJECT * OBJECT;
+        let blocks = live / BLOCK;
+        let name = format!("{name}, batches of {batch}, {segments} segments");
         let rng = Numbers::new(5);
         let pick = || if skewed && rng.below(10) > 0 { rng.below(blocks / 10) } else { rng.below(blocks) };
         let (mut idle_writes, mut idle) = (Vec::new(), Vec::new());

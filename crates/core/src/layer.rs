@@ -34,6 +34,11 @@ pub trait Layer: Send + Sync + Debug + Sized {
         self.ask(request)
     }
 
+    /// See [`Store::describe`].
+    fn describe(&self) -> String {
+        self.below().describe()
+    }
+
     /// See [`Store::pools`].
     fn pools(&self) -> Reply<Vec<PoolInfo>> {
         self.ask(|s| s.pools())
@@ -84,7 +89,7 @@ impl<L: Layer> Store for Layered<L> {
     }
 
     fn describe(&self) -> String {
-        self.0.below().describe()
+        self.0.describe()
     }
 
     fn identity(&self) -> [u8; 16] {

@@ -586,8 +586,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// The store's 128-bit identity: two handles with the same value are the same store.
     fn identity(&self) -> [u8; 16];
 
-    /// A number that changes whenever an object comes into being or goes away, omap changes, or a snapshot is released, by
-    /// whomever. What was found out about such things stays true while it stays. `None` where the store cannot tell.
+    /// A number that changes whenever an object comes into being or goes away, its omap or xattrs change (a mark that it is not
+    /// finished is one), or a snapshot is released, by whomever. What was found out about such things stays true while it stays.
+    /// `None` where the store cannot tell.
     fn generation(&self) -> Option<u64> {
         None
     }

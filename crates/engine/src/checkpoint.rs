@@ -10,6 +10,7 @@ use crate::address::Address;
 use crate::core::{ChunkKey, Core};
 use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::{BatchHeader, Superblock};
+use crate::freed::Freed;
 use crate::key::{Key, Tag};
 use crate::limits::{BLOCK, DIRTY_PAGES_MAX, TAIL_BYTES_MAX};
 use crate::record::Record;
@@ -69,6 +70,8 @@ pub(crate) struct SyncJob {
     pub(crate) segments: BTreeSet<SegmentNo>,
     /// Segments it frees.
     empty: Vec<SegmentNo>,
+    /// See [`Freed::settled_by`].
+    settled: Vec<u64>,
 }
 
 /// What a piece of a checkpoint came to.
@@ -287,7 +290,10 @@ impl Core {
         self.counters.checkpoints += 1;
         self.tree.thaw();
         self.refill_files = if done.is_amid_writes { self.refill_after(done.tail_bytes) } else { 0 };
-        self.release(&job.empty)
+        // What records freed was so when it began, and is now in its table.
+        let mut empty = job.empty;
+        empty.append(&mut self.freed.checkpointed(job.settled));
+        self.release(&empty)
     }
 
     /// As [`Core::begin_checkpoint`], because of what clients write: as much will follow, and needs as many files.
@@ -323,7 +329,7 @@ impl Core {
     }
 
     /// Makes freed segments usable: their readers must be gone.
-    fn release(&mut self, empty: &[SegmentNo]) -> Result<()> {
+    pub(crate) fn release(&mut self, empty: &[SegmentNo]) -> Result<()> {
         if empty.is_empty() {
             return Ok(());
         }
@@ -450,7 +456,8 @@ impl Core {
         for address in superblock.table.into_iter().flat_map(table_blocks) {
             self.space.add_node(address)?;
         }
-        Ok(SyncJob { superblock, empty, segments: self.log.take_unsynced_index() })
+        let settled = Freed::settled_by(&table);
+        Ok(SyncJob { superblock, empty, settled, segments: self.log.take_unsynced_index() })
     }
 
     /// Syncs every segment written since the last sync, holding the lock.

@@ -6,7 +6,7 @@
 //! - Blocks are copied first, and the copies are durable before a record of the log adopts them; so a crash at any point leaves
 //!   either place right, and no flush waits for copies.
 //! - Adopting is conditional: who has something else by then keeps it.
-//! - A cleaned segment becomes free through the next checkpoint.
+//! - A cleaned segment becomes free through a record where that is enough (`freed.rs`), or through the next checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, MutexGuard};
@@ -99,6 +99,13 @@ pub(crate) struct Cleaning {
     pages: Vec<(Address, u8, Bytes)>,
 }
 
+impl Cleaning {
+    /// The victim.
+    pub(crate) fn segment(&self) -> SegmentNo {
+        self.segment
+    }
+}
+
 impl Engine {
     /// Cleans a little if the store needs it. `true` where there is more to do.
     pub(crate) fn clean_step(&self, turn: &MutexGuard<'_, ()>, when: When) -> Result<bool> {
@@ -109,8 +116,17 @@ impl Engine {
                 return Ok(false);
             }
             core.release_retired()?;
-            let frees = core.frees_enough()?;
-            if frees && core.changed {
+            core.release_freed()?;
+            if core.wants_segments()? && core.free_by_record(turn)? {
+                return Ok(true);
+            }
+            // Where writers flush, they are usable soon enough by themselves.
+            if core.freed.waiting() > 0 && core.is_nearly_short()? {
+                drop(core);
+                self.settle_freed(turn)?;
+                return Ok(true);
+            }
+            if core.frees_enough()? && core.changed {
                 core.begin_checkpoint_amid_writes()?;
                 return Ok(true);
             }
@@ -132,12 +148,15 @@ impl Engine {
     /// As [`Engine::sync`].
     pub fn clean_one(&self) -> Result<bool> {
         let turn = self.turn();
-        self.free_emptied(&turn)?;
-        let victim = {
+        let is_due = {
             let mut core = self.lock_behind();
-            core.check_writable()?;
-            core.next_victim()
+            let (freed, _) = core.free_emptied(&turn)?;
+            !freed && core.frees_enough()?
         };
+        if is_due {
+            self.checkpoint_in(&turn)?;
+        }
+        let victim = self.lock_behind().next_victim();
         let Some(no) = victim else { return Ok(false) };
         while self.clean_segment(&turn, no)? {}
         Ok(true)
@@ -153,9 +172,10 @@ impl Engine {
             let (available, empty, enough, victim) = {
                 let mut core = self.lock();
                 core.release_retired()?;
+                core.release_freed()?;
                 core.remove_spares()?;
                 let available = core.space.available(&*self.disk)?;
-                let empty = core.space.empty().len() as u64;
+                let empty = core.space.empty().len() as u64 + core.freed.waiting();
                 let enough = u64::from(core.space.reserve()) + wanted;
                 if available > enough
                     || core.hopeless.is_some_and(|h| empty == 0 && core.space.usage().1 >= h)
@@ -171,7 +191,7 @@ impl Engine {
                 Some(no) if available > KEPT_FREE && available + empty <= enough + EMPTY_SEGMENTS => {
                     while self.clean_segment(&turn, no)? {}
                 }
-                _ if empty > 0 => self.checkpoint_in(&turn)?,
+                _ if empty > 0 => self.make_usable(&turn)?,
                 _ => {
                     // What is dead is too thinly spread to pay: only removals help. Not tried again before there were some.
                     let mut core = self.lock();
@@ -182,13 +202,16 @@ impl Engine {
         }
     }
 
-    /// Lets a checkpoint free the segments that hold nothing.
-    fn free_emptied(&self, turn: &MutexGuard<'_, ()>) -> Result<bool> {
-        let due = self.lock_behind().space.has_empty();
-        if due {
-            self.checkpoint_in(turn)?;
+    /// Makes segments that hold nothing usable at once: by a record if that is enough for some of them, else by a checkpoint.
+    fn make_usable(&self, turn: &MutexGuard<'_, ()>) -> Result<()> {
+        let (freed, is_due) = self.lock_behind().free_emptied(turn)?;
+        if freed {
+            self.settle_freed(turn)
+        } else if is_due {
+            self.checkpoint_in(turn)
+        } else {
+            Ok(())
         }
-        Ok(due)
     }
 
     /// Moves up to a step's worth of live blocks out of a segment. `true` where more are left in it.
@@ -378,11 +401,19 @@ fn segment_records(disk: &dyn Disk, no: SegmentNo, segment: &Segment) -> Result<
 }
 
 impl Core {
+    /// Frees by a record what holds nothing. Whether some of it waits to be usable, and whether a checkpoint would free more.
+    fn free_emptied(&mut self, turn: &MutexGuard<'_, ()>) -> Result<(bool, bool)> {
+        self.check_writable()?;
+        self.release_freed()?;
+        let freed = self.free_by_record(turn)?;
+        Ok((freed || self.freed.waiting() > 0, self.space.has_empty()))
+    }
+
     /// Whether segments should be emptied: free ones run low, or too much of what is used is dead. Clients that write may leave
     /// more behind than there is in a pause, as long as it is less than what is free.
     fn wants_cleaning(&self, when: When) -> Result<bool> {
-        let free = self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve()));
-        let free = free + self.space.empty().len() as u64;
+        // What is emptied and waits for a checkpoint is not at hand.
+        let free = self.beyond_reserve()? + self.freed.waiting();
         let (used, live) = self.space.usage();
         let dead = used.saturating_sub(live);
         let segments = dead / u64::from(self.space.segment_blocks());
@@ -394,12 +425,29 @@ impl Core {
         Ok(much || free < LOW_WATER_SEGMENTS)
     }
 
-    /// Whether the emptied segments are worth the checkpoint that frees them: many of them, or nothing else left.
+    /// Segments that writers may open now.
+    fn beyond_reserve(&self) -> Result<u64> {
+        Ok(self.space.available(&*self.disk)?.saturating_sub(u64::from(self.space.reserve())))
+    }
+
+    /// Whether writers will find no segment, or the one they find is the last.
+    pub(crate) fn is_nearly_short(&self) -> Result<bool> {
+        Ok(self.beyond_reserve()? <= 1)
+    }
+
+    /// Whether free segments run low, so that emptied ones should be free soon.
+    fn wants_segments(&self) -> Result<bool> {
+        Ok(self.beyond_reserve()? <= LOW_WATER_SEGMENTS)
+    }
+
+    /// Whether the emptied segments are worth the checkpoint that frees them: many of them, or some while free ones run low, or
+    /// nothing else left. It leaves about as many behind as it writes pages to.
     pub(crate) fn frees_enough(&self) -> Result<bool> {
         let empty = self.space.empty().len() as u64;
-        let many = (self.space.in_use() / 24).max(EMPTY_SEGMENTS);
-        let short = u64::from(self.space.reserve()) + 2;
-        Ok(empty >= many || (empty > 0 && self.space.available(&*self.disk)? <= short))
+        let in_use = self.space.in_use();
+        let many = if self.wants_segments()? { in_use / 128 } else { in_use / 24 };
+        Ok(empty >= many.max(EMPTY_SEGMENTS)
+            || (empty > 0 && self.space.available(&*self.disk)? <= KEPT_FREE + 1))
     }
 
     /// The segment whose cleaning pays best: free space gained, weighed by age, per block to move.

@@ -88,6 +88,8 @@ pub(crate) struct Core {
     pub(crate) era: Arc<()>,
     /// Segments emptied, with the era whose readers may still look at them.
     pub(crate) retired: Vec<(Arc<()>, Vec<SegmentNo>)>,
+    /// Segments that records of the log free, or may.
+    pub(crate) freed: crate::freed::Freed,
     /// Free segments whose files are kept.
     pub(crate) keep_files: usize,
     /// Likewise, for as long as the log fills fast: as many as it went through before the last checkpoint; 0 where it does not.
@@ -117,6 +119,7 @@ pub(crate) struct Counters {
     pub(crate) checkpoints: u64,
     pub(crate) checkpoint_bytes: u64,
     pub(crate) cleaned_segments: u64,
+    pub(crate) freed_segments: u64,
     pub(crate) cleaner_bytes: u64,
     pub(crate) client_bytes: u64,
 }
@@ -140,7 +143,8 @@ impl Core {
             self.log.poisoned = true;
             return Err(e);
         }
-        self.changes += u64::from(!records.iter().all(|r| matches!(r, Record::Adopt { .. })));
+        let is_upkeep = |r: &Record| matches!(r, Record::Adopt { .. } | Record::Freed { .. });
+        self.changes += u64::from(!records.iter().all(is_upkeep));
         let first = self.log.append(&mut self.space, &self.env, purpose, &records, payload)?;
         self.changed = true;
         let applied = self.apply_all(records, first);

@@ -16,6 +16,7 @@ use crate::cleaner::When;
 use crate::core::{Core, Counters};
 use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::Superblock;
+use crate::freed::Freed;
 use crate::limits::{
     BLOCK, CACHE_BYTES_DEFAULT, ROOM_SEGMENTS, SEGMENT_BLOCKS_DEFAULT, SEGMENT_BLOCKS_MAX,
     SEGMENT_BLOCKS_MIN, SEGMENT_BLOCKS_SMALL,
@@ -64,6 +65,8 @@ pub struct Statistics {
     pub checkpoints: u64,
     /// Segments cleaned.
     pub cleaned_segments: u64,
+    /// Segments that were free again before a checkpoint.
+    pub freed_segments: u64,
     /// Whether a checkpoint is being written.
     pub checkpoint_running: bool,
 }
@@ -186,6 +189,7 @@ impl Engine {
             core.log.abandon_heads(&mut core.space);
             core.changed = true;
             if !read_only {
+                core.settle_replay()?;
                 core.checkpoint(After::MoreWork)?;
             }
         }
@@ -407,18 +411,19 @@ impl Engine {
     pub fn statistics(&self) -> Statistics {
         let core = self.lock();
         let (used, live) = core.space.usage();
-        let Counters { checkpoints, checkpoint_bytes, cleaned_segments, cleaner_bytes, client_bytes } =
-            core.counters;
+        let counters = core.counters;
+        let Counters { checkpoints, checkpoint_bytes, cleaned_segments, freed_segments, .. } = counters;
         Statistics {
             segment_bytes: core.space.segment_bytes() * core.space.in_use(),
             used_bytes: used * BLOCK as u64,
             live_bytes: live * BLOCK as u64,
-            client_bytes,
+            client_bytes: counters.client_bytes,
             log_bytes: core.log.written_bytes,
             checkpoint_bytes,
-            cleaner_bytes,
+            cleaner_bytes: counters.cleaner_bytes,
             checkpoints,
             cleaned_segments,
+            freed_segments,
             checkpoint_running: core.checkpointing.is_some(),
         }
     }
@@ -593,6 +598,7 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
     let pages = options.cache_bytes / 2 / (BLOCK + 128);
     let chunks = options.cache_bytes / 3 / 900;
     let objects = options.cache_bytes / 6 / 600;
+    let freed = Freed::new(&space);
     let log = Log::new(
         Arc::clone(disk),
         superblock.store,
@@ -621,6 +627,7 @@ fn new_core(disk: &Arc<dyn Disk>, env: Env, superblock: Superblock, space: Space
         sharing: crate::sharing::Sharing::default(),
         era: Arc::new(()),
         retired: Vec::new(),
+        freed,
         hopeless: None,
         keep_files: SPARE_FILES,
         refill_files: 0,

@@ -10,6 +10,7 @@ use crate::limits::CHUNK_BLOCKS;
 use crate::object::{CloneRecord, ObjectRecord, PoolRecord, blocks_of};
 use crate::record::{BlockRef, HEAD, Record};
 use crate::recover::read_batch;
+use crate::space::State;
 use crate::tree::After;
 
 impl Core {
@@ -82,6 +83,7 @@ impl Core {
                 self.delete_long(&Key::new(Tag::Xattr).u64(inode).text(name.as_bytes()))
             }
             Record::Adopt { batch } => self.apply_adopt(batch),
+            Record::Freed { segments } => self.apply_freed(&segments),
             Record::Copied { .. } | Record::Node { .. } | Record::Table { .. } => Ok(()),
         }
     }
@@ -312,6 +314,10 @@ impl Core {
         }
         let header = read_batch(&*self.disk, batch, segment.life, self.space.segment_blocks())
             .map_err(|e| missing().because(e))?;
+        if segment.state == State::Free {
+            // Found by a replay, which has to find it there again should it be cut off: whether anything in it is used or not.
+            self.space.entry(batch.segment()).state = State::Sealed;
+        }
         let mut at = batch.plus(header.header_blocks);
         let count = Record::decode_all(&header.records)?;
         for (i, record) in count.iter().enumerate() {

@@ -16,6 +16,7 @@ pub mod disk;
 mod draft;
 mod engine;
 mod format;
+mod freed;
 mod guard;
 mod index;
 mod key;

@@ -425,6 +425,11 @@ impl Log {
             .is_some_and(|no| self.end_of(space, no) + 2 * BATCH_PAYLOAD_BLOCKS < space.segment_blocks())
     }
 
+    /// Says that a batch was read from a segment: it may be there without being durable.
+    pub(crate) fn read_back(&mut self, no: SegmentNo) {
+        self.unsynced.insert(no);
+    }
+
     /// Takes the segments a sync must cover.
     pub(crate) fn take_unsynced(&mut self) -> BTreeSet<SegmentNo> {
         std::mem::take(&mut self.unsynced)

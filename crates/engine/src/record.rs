@@ -8,6 +8,10 @@ use ferry_core::denc::{Decoder, Encoder};
 use ferry_core::{Error, Result};
 
 use crate::address::Address;
+use crate::disk::SegmentNo;
+
+/// Kind of [`Record::Freed`].
+const FREED: u8 = 26;
 
 /// A version of an object: a preserved one by its clone id, or HEAD.
 pub(crate) const HEAD: u64 = ferry_core::SnapId::HEAD.0;
@@ -73,6 +77,8 @@ pub(crate) enum Record {
     Copied { refs: Vec<BlockRef>, from: Vec<Address>, crcs: Vec<u32> },
     /// Who still has the blocks that the batch at this address has copies of, has the copies from now on.
     Adopt { batch: Address },
+    /// These segments hold nothing and are free from here on. Alone in its batch, see [`Record::freed_in`].
+    Freed { segments: Vec<SegmentNo> },
     /// The next payload block is an index page that holds `key`; nothing to replay.
     Node { level: u8, crc: u32, key: Bytes },
     /// The next payload blocks are the segment table; nothing to replay.
@@ -105,7 +111,8 @@ impl Record {
             | Self::OmapClear { .. }
             | Self::XattrSet { .. }
             | Self::XattrRemove { .. }
-            | Self::Adopt { .. } => &[],
+            | Self::Adopt { .. }
+            | Self::Freed { .. } => &[],
         }
     }
 
@@ -119,6 +126,8 @@ impl Record {
                 | Self::OmapSet { .. }
                 | Self::OmapRemove { .. }
                 | Self::OmapClear { .. }
+                | Self::XattrSet { .. }
+                | Self::XattrRemove { .. }
         )
     }
 
@@ -231,6 +240,11 @@ impl Record {
                 e.u8(25);
                 e.u64(batch.raw());
             }
+            Self::Freed { segments } => {
+                e.u8(FREED);
+                e.u32(count(segments.len()));
+                segments.iter().for_each(|s| e.u32(s.0));
+            }
         }
     }
 
@@ -275,8 +289,21 @@ impl Record {
             23 => Self::Node { level: d.u8()?, crc: d.u32()?, key: blob(d)? },
             24 => Self::Table { crcs: decode_list(d, 4, Decoder::u32)? },
             25 => Self::Adopt { batch: decode_address(d)? },
+            FREED => Self::Freed { segments: decode_list(d, 4, decode_segment)? },
             other => return Err(Error::corrupt("unknown record in the log").with("kind", other)),
         })
+    }
+
+    /// The segments that a batch with these records frees: it is all that is in it then, so that whoever looks for such batches
+    /// need not decode the others.
+    pub(crate) fn freed_in(bytes: &[u8]) -> Option<Vec<SegmentNo>> {
+        if bytes.first() != Some(&FREED) {
+            return None;
+        }
+        match Self::decode(&mut Decoder::new(bytes)) {
+            Ok(Self::Freed { segments }) => Some(segments),
+            _ => None,
+        }
     }
 
     /// All records of a batch.
@@ -332,6 +359,13 @@ fn decode_ref(d: &mut Decoder<'_>) -> Result<BlockRef> {
 
 fn decode_address(d: &mut Decoder<'_>) -> Result<Address> {
     Address::from_raw(d.u64()?).ok_or_else(|| Error::corrupt("a record of the log points nowhere"))
+}
+
+fn decode_segment(d: &mut Decoder<'_>) -> Result<SegmentNo> {
+    match d.u32()? {
+        0 => Err(Error::corrupt("a record of the log frees a segment that cannot be")),
+        no => Ok(SegmentNo(no)),
+    }
 }
 
 fn blob(d: &mut Decoder<'_>) -> Result<Bytes> {

@@ -5,6 +5,7 @@
 //! - A batch at or before a `durable_upto` found in any valid batch is never given up as a torn tail: if it is missing or
 //!   damaged the store is corrupt and says so.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ferry_core::checksum::crc32c;
@@ -15,6 +16,7 @@ use crate::checkpoint::table_blocks;
 use crate::core::Core;
 use crate::disk::{Disk, FileId, SegmentNo};
 use crate::format::{BatchHeader, SegmentHeader, Superblock};
+use crate::freed::Heard;
 use crate::limits::BLOCK;
 use crate::read::{byte_of, read_run};
 use crate::record::Record;
@@ -29,6 +31,8 @@ pub struct Recovery {
     pub bytes: u64,
     /// Bytes of valid batches behind the end of the tail, given up because one before them was never made durable.
     pub dropped_bytes: u64,
+    /// Segments that a record freed and that were used again before the next checkpoint.
+    pub reused_segments: u64,
     /// Whether something else than batches to replay was left behind the checkpoint: pieces of one that was not finished.
     pub(crate) left_behind: bool,
     /// Whether a superblock slot was damaged; the other was used, and the next checkpoint writes both.
@@ -43,6 +47,12 @@ struct Tail {
     epoch_seen: u64,
     /// Segments with anything of this store's in them.
     touched: Vec<(SegmentNo, u64, u32)>,
+    /// Segments that batches free.
+    heard: Heard,
+    /// Of those, the ones still to be looked into.
+    queue: Vec<SegmentNo>,
+    /// Of those, the ones that are in another life than the table says, and where that ends.
+    reborn: BTreeMap<SegmentNo, Option<(u64, u32)>>,
 }
 
 /// Refuses a place where segments are and no superblock: a store without it is damaged, and a new one would take its segments.
@@ -143,44 +153,63 @@ pub(crate) fn verify_payload(disk: &dyn Disk, header: &BatchHeader, records: &[R
 }
 
 impl Tail {
-    /// Looks for batches newer than the checkpoint in every segment that may have some.
+    /// Looks for batches newer than the checkpoint in every segment that may have some; `files` are in order.
     fn find(disk: &dyn Disk, superblock: &Superblock, space: &Space, files: &[SegmentNo]) -> Result<Self> {
         let mut tail = Self { epoch_seen: superblock.epoch, ..Self::default() };
         for no in files {
-            let known = space.get(*no).copied().unwrap_or_default();
-            let from = match known.state {
-                State::Sealed => continue,
-                State::Open(_) => known.used,
-                State::Free => 1,
-            };
-            let length = disk.length(FileId::Segment(*no))?;
-            if length < space.segment_bytes() {
-                // A file that was being made when the machine stopped: nothing durable can be in it.
-                continue;
+            if space.get(*no).is_none_or(|s| s.state != State::Sealed) {
+                tail.look_into(disk, superblock, space, *no)?;
             }
-            let mut bytes = vec![0; BLOCK];
-            disk.read(FileId::Segment(*no), 0, &mut bytes)?;
-            let header = SegmentHeader::decode(&bytes, &superblock.store, *no);
-            let life = match (known.state, header) {
-                (State::Open(_), Ok(h)) if h.life == known.life => h.life,
-                (State::Open(_), _) => {
-                    return Err(
-                        Error::corrupt("the header of an open segment is damaged").with("segment", *no)
-                    );
-                }
-                (State::Free, Ok(h)) if h.blocks == superblock.segment_blocks => {
-                    tail.epoch_seen = tail.epoch_seen.max(h.epoch);
-                    h.life
-                }
-                (State::Free | State::Sealed, _) => {
-                    tail.hear_witnesses(disk, superblock, *no)?;
-                    continue;
-                }
-            };
-            tail.scan_segment(disk, superblock, *no, life, from)?;
+        }
+        // A sealed one may have been freed since, and used again; what frees it may lie in such a one.
+        while let Some(no) = tail.queue.pop() {
+            let is_sealed = space.get(no).is_some_and(|s| s.state == State::Sealed);
+            if is_sealed && files.binary_search(&no).is_ok() {
+                tail.look_into(disk, superblock, space, no)?;
+            }
         }
         tail.batches.sort_by_key(|b| b.sequence);
         Ok(tail)
+    }
+
+    fn look_into(
+        &mut self,
+        disk: &dyn Disk,
+        superblock: &Superblock,
+        space: &Space,
+        no: SegmentNo,
+    ) -> Result<()> {
+        if disk.length(FileId::Segment(no))? < space.segment_bytes() {
+            // A file that was being made when the machine stopped: nothing durable can be in it.
+            return Ok(());
+        }
+        let known = space.get(no).copied().unwrap_or_default();
+        let mut bytes = vec![0; BLOCK];
+        disk.read(FileId::Segment(no), 0, &mut bytes)?;
+        let header = SegmentHeader::decode(&bytes, &superblock.store, no);
+        let is_whole = |h: &SegmentHeader| h.blocks == superblock.segment_blocks;
+        match (known.state, header) {
+            (State::Open(_), Ok(h)) if h.life == known.life => {
+                self.scan_segment(disk, superblock, no, h.life, known.used)
+            }
+            (State::Open(_), _) => {
+                Err(Error::corrupt("the header of an open segment is damaged").with("segment", no))
+            }
+            // Freed, if that was made durable, but not used again.
+            (State::Sealed, Ok(h)) if h.life == known.life => Ok(()),
+            (State::Free | State::Sealed, Ok(h)) if is_whole(&h) => {
+                self.epoch_seen = self.epoch_seen.max(h.epoch);
+                let before = self.touched.len();
+                self.scan_segment(disk, superblock, no, h.life, 1)?;
+                if known.state == State::Sealed {
+                    let touched = self.touched.split_off(before).pop();
+                    self.reborn.insert(no, touched.map(|(_, life, end)| (life, end)));
+                    self.touched.extend(touched);
+                }
+                Ok(())
+            }
+            (State::Free | State::Sealed, _) => self.hear_witnesses(disk, superblock, no),
+        }
     }
 
     /// Looks into a segment whose header is not valid. If a crash tore the header, nothing in it was durable; but if a batch in
@@ -193,10 +222,16 @@ impl Tail {
             let Some(life) = BatchHeader::claimed_life(&bytes, at) else { continue };
             let Ok(header) = read_batch(disk, at, life, superblock.segment_blocks) else { continue };
             if header.epoch == superblock.epoch {
+                self.hear(&header);
                 self.durable_upto = self.durable_upto.max(header.durable_upto);
             }
         }
         Ok(())
+    }
+
+    /// Takes note of the segments a batch frees.
+    fn hear(&mut self, header: &BatchHeader) {
+        self.queue.extend(self.heard.add(&header.records));
     }
 
     /// Walks the batches of a segment; behind the first that is not valid, only looks for what later ones say is durable.
@@ -220,6 +255,7 @@ impl Tail {
                     if header.epoch == superblock.epoch {
                         self.durable_upto = self.durable_upto.max(header.durable_upto);
                         if header.sequence > superblock.checkpoint_sequence {
+                            self.hear(&header);
                             self.batches.push(header);
                         }
                     }
@@ -246,7 +282,9 @@ impl Core {
         };
         let mut recovery = Recovery { damaged_superblock_slot: damaged_slot, ..Recovery::default() };
         let mut expected = self.superblock.checkpoint_sequence + 1;
-        for (no, life, end) in &tail.touched {
+        recovery.reused_segments = tail.reborn.len() as u64;
+        self.freed.set_reborn(tail.reborn.clone());
+        for (no, life, end) in tail.touched.iter().filter(|(no, ..)| !tail.reborn.contains_key(no)) {
             let entry = self.space.entry(*no);
             entry.used = entry.used.max(*end);
             entry.life = *life;
@@ -277,6 +315,7 @@ impl Core {
                 .with("durable up to", tail.durable_upto)
                 .with("store", disk.describe()));
         }
+        self.freed.replayed()?;
         recovery.left_behind = self.seal_touched(&tail);
         self.log.next_sequence = expected;
         self.log.durable_upto = expected - 1;
@@ -285,6 +324,7 @@ impl Core {
 
     fn replay_batch(&mut self, header: &BatchHeader, records: Vec<Record>) -> Result<()> {
         let entry = self.space.entry(header.address.segment());
+        self.log.read_back(header.address.segment());
         entry.last_sequence = entry.last_sequence.max(header.sequence);
         if entry.state == State::Free {
             entry.state = State::Sealed;
@@ -306,12 +346,9 @@ impl Core {
                     entry.state = State::Sealed;
                     entry.torn = true;
                 }
-                State::Free if entry.references == 0 => *entry = crate::space::Segment::default(),
-                // It has copies that were adopted.
-                State::Free | State::Sealed => {
-                    entry.state = State::Sealed;
-                    entry.torn = true;
-                }
+                // Nothing of it was applied.
+                State::Free => *entry = crate::space::Segment::default(),
+                State::Sealed => entry.torn = true,
             }
         }
         self.space.retake_free();

@@ -3,7 +3,8 @@
 //! Invariants
 //! - `references` counts the table entries of all versions of all objects that point into the segment; `nodes` the index
 //!   pages of the current tree (and the blocks of the segment table) in it. A segment where both are 0 holds nothing.
-//! - A segment emptied since the last checkpoint is not used again before the next one is durable.
+//! - A segment emptied since the last checkpoint is not used again before the next one is durable, or a record that frees it is
+//!   (`freed.rs`).
 
 use std::collections::BTreeSet;
 
@@ -86,7 +87,7 @@ const ENTRY_BYTES: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Space {
     segments: Vec<Segment>,
-    /// Free and usable.
+    /// Free and usable; the table knows them.
     free: BTreeSet<SegmentNo>,
     /// Free segments whose file exists.
     files: BTreeSet<SegmentNo>,
@@ -292,9 +293,10 @@ impl Space {
 
     /// Segments that could be opened now, the reserve included.
     pub(crate) fn available(&self, disk: &dyn Disk) -> Result<u64> {
-        let leaving = u64::from(self.removing.is_some());
-        let in_use = self.segments.len() as u64 - self.free.len() as u64 - leaving;
-        let of_medium = disk.free_bytes()? / self.segment_bytes() + self.files.len() as u64 + leaving;
+        let leaving = self.removing.iter().filter(|no| self.get(**no).is_some()).count();
+        let in_use = self.segments.len() as u64 - self.free.len() as u64 - leaving as u64;
+        let files = self.files.len() + usize::from(self.removing.is_some());
+        let of_medium = disk.free_bytes()? / self.segment_bytes() + files as u64;
         if self.capacity_bytes == 0 {
             return Ok(of_medium);
         }
@@ -385,7 +387,9 @@ impl Space {
 
     /// Says that the file is gone, or that it stays for whoever opens its segment next.
     pub(crate) fn removed(&mut self) {
-        self.free.extend(self.removing.take());
+        // One that the table does not know (an opening that was cut off made its file) is no segment once its file is gone.
+        let known = self.removing.take().filter(|no| self.get(*no).is_some());
+        self.free.extend(known);
     }
 
     /// Takes a free segment without a file, for one to be made ahead of need: nobody else opens it meanwhile.

@@ -245,7 +245,7 @@ impl Engine {
         if core.read_only || core.log.poisoned || core.log.has_room(&core.space) {
             return Ok(false);
         }
-        Ok(core.space.available(&*self.disk)? <= u64::from(core.space.reserve()) + 1)
+        core.is_nearly_short()
     }
 }
 

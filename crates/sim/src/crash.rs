@@ -27,6 +27,10 @@ pub struct Outcome {
     pub moments: BTreeMap<Moment, u64>,
     /// Segments the cleaner emptied.
     pub cleaned_segments: u64,
+    /// Segments that were free again before a checkpoint.
+    pub freed_segments: u64,
+    /// Images whose recovery found segments that were freed by records and used again.
+    pub reused: u64,
     /// Images whose recovery replayed a tail, and those that gave up something un-flushed.
     pub replayed: u64,
     /// See `replayed`.
@@ -53,18 +57,23 @@ struct Expected {
 
 /// The store's shape for a seed: small segments, a capacity that makes the cleaner work.
 fn options(seed: u64) -> Options {
-    let segment_blocks = [64, 128, 256][usize::try_from(seed % 3).expect("small")];
-    let capacity_bytes =
-        u64::from(segment_blocks) * 4096 * [28, 20, 14][usize::try_from(seed % 3).expect("small")];
+    let shape = usize::try_from(seed % 3).expect("small");
+    let segment_blocks = [64, 128, 256][shape];
+    let segments = if (seed / 3).is_multiple_of(2) { [28, 20, 14] } else { [20, 14, 11] };
+    let capacity_bytes = u64::from(segment_blocks) * 4096 * segments[shape];
     // A small cache, so that what leaves it is written back and read again.
     Options { segment_blocks, capacity_bytes, cache_bytes: 64 << 10 }
 }
 
-/// Plays the workload of `seed` and adds what it showed to `outcome`.
-///
-/// # Errors
-/// A description of what went wrong, with the seed.
-pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
+/// A store and the model, each with a pool.
+struct Begun {
+    disk: Arc<SimDisk>,
+    store: Arc<Engine>,
+    model: Arc<MemStore>,
+    pool: PoolId,
+}
+
+fn begin(seed: u64) -> Result<Begun, String> {
     let disk = Arc::new(SimDisk::new(seed));
     let env = test_env(seed);
     let fail = |what: &str, e: ferry_core::Error| format!("seed {seed}: {what}: {}", e.chain());
@@ -77,6 +86,16 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
         return Err(format!("seed {seed}: pool {pool}, the model's {model_pool}"));
     }
     store.flush().wait().map_err(|e| fail("flush", e))?;
+    Ok(Begun { disk, store, model, pool })
+}
+
+/// Plays the workload of `seed` and adds what it showed to `outcome`.
+///
+/// # Errors
+/// A description of what went wrong, with the seed.
+pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
+    let fail = |what: &str, e: ferry_core::Error| format!("seed {seed}: {what}: {}", e.chain());
+    let Begun { disk, store, model, pool } = begin(seed)?;
     let mut workload = Workload::new(seed, pool);
     let rng = TestRng::new(seed ^ 0x5EED);
     // About one image in so many disk operations, twice as many around syncs; a step makes about one and a half.
@@ -84,6 +103,8 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
     let mut states = vec![expect(&*model, pool, &workload, seed)?];
     let mut flushed = 0;
     let mut unsynced: BTreeSet<Moment> = BTreeSet::new();
+    // Segments that records had freed when the last checkpoint was done.
+    let mut freed_before = 0;
     for _ in 0..plan.steps {
         let step = workload.next_step();
         perform(&*model, &workload, &step).map_err(|e| fail("the model", e))?;
@@ -96,11 +117,18 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
         if step.moment() != Moment::Clean || after.cleaner_bytes > before.cleaner_bytes {
             unsynced.insert(step.moment());
         }
+        outcome.freed_segments += after.freed_segments - before.freed_segments;
+        if after.checkpoints > before.checkpoints {
+            freed_before = after.freed_segments;
+        }
         outcome.cleaned_segments += after.cleaned_segments - before.cleaned_segments;
         for (operation, image) in disk.taken_images() {
             let mut moments = unsynced.clone();
             if before.checkpoint_running || after.checkpoint_running {
                 moments.insert(Moment::Checkpoint);
+            }
+            if after.freed_segments > freed_before {
+                moments.insert(Moment::Freed);
             }
             match operation {
                 Operation::OpenSegment => drop(moments.insert(Moment::SegmentRoll)),
@@ -112,6 +140,10 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
             for moment in moments {
                 *outcome.moments.entry(moment).or_default() += 1;
             }
+        }
+        if rng.one_in(16) {
+            let killed = Killed { disk: disk.copy(), after: states.len() - 1, subset: rng.below(u64::MAX) };
+            cut_recovery(killed, seed, pool, &states[flushed..], outcome)?;
         }
         if matches!(step, Step::Flush | Step::Checkpoint) {
             flushed = states.len() - 1;
@@ -130,6 +162,35 @@ pub fn run(seed: u64, plan: Plan, outcome: &mut Outcome) -> Result<(), String> {
     Ok(())
 }
 
+/// A store whose process was killed.
+struct Killed {
+    disk: SimDisk,
+    /// The step it was killed after.
+    after: usize,
+    /// Decides where its recovery is cut off, and what is lost.
+    subset: u64,
+}
+
+/// Opens what a killed process left, which is all there and not all durable, and cuts the power while it is opened.
+fn cut_recovery(
+    killed: Killed,
+    seed: u64,
+    pool: PoolId,
+    states: &[Expected],
+    outcome: &mut Outcome,
+) -> Result<(), String> {
+    let disk = Arc::new(killed.disk);
+    disk.take_images(8, killed.subset);
+    let label = format!("seed {seed}: killed after step {}", killed.after);
+    let opened = Engine::open(Arc::clone(&disk) as Arc<dyn Disk>, test_env(seed), options(seed));
+    drop(opened.map_err(|e| format!("{label}: open: {}", e.chain()))?);
+    for (_, image) in disk.taken_images() {
+        verify(&format!("{label}, power cut in its recovery"), image, seed, pool, states, outcome)?;
+        *outcome.moments.entry(Moment::Recovery).or_default() += 1;
+    }
+    Ok(())
+}
+
 /// What a step asks of the engine beyond the contract.
 fn maintain(store: &Engine, step: &Step, rng: &TestRng) -> ferry_core::Result<()> {
     match step {
@@ -137,7 +198,12 @@ fn maintain(store: &Engine, step: &Step, rng: &TestRng) -> ferry_core::Result<()
         Step::BeginCheckpoint => store.begin_checkpoint().map(drop),
         Step::Tend => {
             if !store.maintain()? {
-                store.tidy()?;
+                // Emptying one now and then, needed or not, lets records free segments between checkpoints.
+                if rng.one_in(2) {
+                    store.tidy()?
+                } else {
+                    store.clean_one()?
+                };
             }
             Ok(())
         }
@@ -189,6 +255,7 @@ fn verify(
         return Err(format!("{label}: another state after opening again"));
     }
     outcome.images += 1;
+    outcome.reused += u64::from(recovery.reused_segments > 0);
     outcome.replayed += u64::from(recovery.batches > 0);
     outcome.dropped += u64::from(recovery.dropped_bytes > 0);
     let line = [seed.to_le_bytes(), (shown as u64).to_le_bytes(), recovery.bytes.to_le_bytes()].concat();

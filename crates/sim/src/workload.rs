@@ -53,6 +53,10 @@ pub enum Moment {
     Clean,
     /// The opening of a new segment.
     SegmentRoll,
+    /// The time from when a record freed segments until a checkpoint does.
+    Freed,
+    /// The opening of a store whose process was killed: what it had written is there, and not durable.
+    Recovery,
 }
 
 impl Step {
@@ -80,6 +84,8 @@ pub struct Workload {
     next_snap: u64,
     pool: PoolId,
     flush_each: u64,
+    /// One in so many checkpoints asked for is made: where it is more than one, what is left to the log grows longer.
+    checkpoint_each: u64,
 }
 
 impl Workload {
@@ -88,7 +94,8 @@ impl Workload {
     pub fn new(seed: u64, pool: PoolId) -> Self {
         let rng = TestRng::new(seed);
         let flush_each = [3, 8, 30][usize::try_from(rng.below(3)).expect("small")];
-        Self { rng, snaps: Vec::new(), next_snap: 1, pool, flush_each }
+        let checkpoint_each = [1, 20][usize::try_from(rng.below(2)).expect("small")];
+        Self { rng, snaps: Vec::new(), next_snap: 1, pool, flush_each, checkpoint_each }
     }
 
     /// Snapshots that exist now, newest first.
@@ -114,6 +121,7 @@ impl Workload {
                 let i = usize::try_from(rng.below(self.snaps.len() as u64)).expect("few");
                 Step::DropSnap(self.snaps.remove(i))
             }
+            4 | 7 if !rng.one_in(self.checkpoint_each) => Step::Tend,
             4 => Step::Checkpoint,
             7 => Step::BeginCheckpoint,
             8..=11 => Step::Tend,

@@ -134,10 +134,10 @@ impl SimDisk {
         }
     }
 
-    /// All files with their lengths.
+    /// All files with their lengths in bytes.
     #[must_use]
     pub fn files(&self) -> Vec<(FileId, u64)> {
-        self.state().files.iter().map(|(id, f)| (*id, f.current.len() as u64)).collect()
+        self.state().files.iter().map(|(id, f)| (*id, f.length())).collect()
     }
 
     /// The disk after a crash now: each un-synced sector is what it was before, or any value written to it since, or torn

@@ -19,6 +19,9 @@ const MAGIC: [u8; 8] = *b"FERRYSB\0";
 /// Version this code writes, and the only one it reads.
 pub(crate) const VERSION: u32 = 2;
 
+/// Feature bit: the log may free segments by a record, before a checkpoint does.
+const FREED_BY_RECORD: u64 = 1;
+
 /// A slot as it lies on disk. Nothing in it is trusted before it became a [`Superblock`].
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -102,7 +105,7 @@ impl Superblock {
             magic: MAGIC,
             version: U32::new(VERSION),
             slot: U32::new(slot),
-            incompatible: U64::new(0),
+            incompatible: U64::new(FREED_BY_RECORD),
             store: self.store,
             generation: U64::new(self.generation),
             epoch: U64::new(self.epoch),
@@ -139,7 +142,7 @@ impl Superblock {
         if raw.checksum.get() != crc32c(&bytes[..BLOCK - 4]) || raw.slot.get() != slot {
             return Err(Error::corrupt("the superblock's checksum does not match").with("slot", slot));
         }
-        if raw.version.get() > VERSION || raw.incompatible.get() != 0 {
+        if raw.version.get() > VERSION || raw.incompatible.get() & !FREED_BY_RECORD != 0 {
             return Err(Error::unsupported("this store was written by a newer ferry")
                 .with("version", raw.version)
                 .with("known", VERSION));
@@ -204,14 +207,19 @@ mod tests {
         };
         let bytes = superblock.encode(0);
         assert_eq!(Superblock::decode(&bytes, 0).unwrap(), superblock);
-        for (version, word) in [(VERSION - 1, "older"), (VERSION + 1, "newer")] {
+        let with = |at: usize, field: &[u8]| {
             let mut other = bytes.clone();
-            other[8..12].copy_from_slice(&version.to_le_bytes());
+            other[at..at + field.len()].copy_from_slice(field);
             let sum = crc32c(&other[..BLOCK - 4]);
             other[BLOCK - 4..].copy_from_slice(&sum.to_le_bytes());
-            let refused = Superblock::decode(&other, 0).unwrap_err();
+            Superblock::decode(&other, 0)
+        };
+        for (version, word) in [(VERSION - 1, "older"), (VERSION + 1, "newer")] {
+            let refused = with(8, &version.to_le_bytes()).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Unsupported);
             assert!(refused.to_string().contains(word), "{refused}");
         }
+        assert_eq!(with(16, &0_u64.to_le_bytes()).unwrap(), superblock, "a store without the feature");
+        assert_eq!(with(16, &2_u64.to_le_bytes()).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 }

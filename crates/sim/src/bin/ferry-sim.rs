@@ -37,10 +37,12 @@ fn main() -> ExitCode {
     }
     let printed = writeln!(
         out,
-        "{} workloads, {} crashes, {} segments cleaned, {} replayed a tail, {} gave up un-flushed bytes, digest {:08x}\n{:?}",
+        "{} workloads, {} crashes, {} segments cleaned, {} freed by records, {} found some of them used again, {} replayed a tail, {} gave up un-flushed bytes, digest {:08x}\n{:?}",
         outcome.workloads,
         outcome.images,
         outcome.cleaned_segments,
+        outcome.freed_segments,
+        outcome.reused,
         outcome.replayed,
         outcome.dropped,
         outcome.digest,

@@ -97,6 +97,7 @@ pub const CASES: &[Case] = cases![
     metadata::removing_metadata_of_a_missing_object_is_not_found,
     metadata::xattrs_hold_bytes,
     metadata::metadata_and_data_change_together,
+    metadata::whatever_is_not_data_changes_the_generation_or_there_is_none,
     snapshots::a_write_under_a_newer_context_preserves,
     snapshots::a_write_under_no_or_an_older_context_preserves_nothing,
     snapshots::an_object_not_written_since_reads_as_it_is,

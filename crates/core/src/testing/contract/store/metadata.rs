@@ -159,3 +159,21 @@ pub(super) fn metadata_and_data_change_together(place: &Place) {
     assert_eq!(reply.xattrs["a"], text("x"));
     assert_eq!(reply.omap.entries, [(text("k"), text("v"))]);
 }
+
+pub(super) fn whatever_is_not_data_changes_the_generation_or_there_is_none(place: &Place) {
+    let mut seen = place.store.generation();
+    for effect in [
+        Effect::Create,
+        Effect::XattrSet("mark".into(), text("unfinished")),
+        Effect::XattrRemove("mark".into()),
+        Effect::OmapSet([(text("k"), text("v"))].into()),
+        Effect::OmapRemove([text("k")].into()),
+        Effect::Remove,
+    ] {
+        let what = format!("{effect:?}");
+        place.write("o", WriteOp::new().effect(effect));
+        let now = place.store.generation();
+        assert!(now.is_none() || now != seen, "{what} leaves the generation as it was");
+        seen = now;
+    }
+}
