@@ -220,6 +220,7 @@ pub fn new_header(
         migration: None,
         intent: None,
         group: None,
+        format1: None,
         other: BTreeMap::new(),
     }
 }

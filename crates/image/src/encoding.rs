@@ -8,6 +8,7 @@
 
 mod children;
 mod directory;
+mod format1;
 mod group;
 mod intent;
 mod keys;
@@ -24,6 +25,7 @@ mod value;
 
 pub use children::{ChildSpec, Children, V1Children, v1_children_key};
 pub use directory::{DirectoryState, decode_directory_state, encode_directory_state};
+pub use format1::{FORMAT1_HEADER_MAX, Format1Directory, Format1Header, Format1Kept};
 pub use group::GroupRef;
 pub use intent::{BasePoint, KEY_INTENT, MigrationIntent, MigrationPeer, MigrationPhase, Origin};
 pub use keys::{
@@ -34,7 +36,8 @@ pub use keys::{
 pub use migration::{MigrationRecord, MigrationSide, MigrationState};
 pub use names::{
     CHILDREN_OBJECT, DIRECTORY_OBJECT, INFO_OBJECT, INFO_VALIDATED, LOCK_NAME, LOCK_TAG, NAMESPACE_OBJECT,
-    TRASH_OBJECT, data_prefix, header_object, id_object, object_map_object, v1_header_object,
+    TRASH_OBJECT, data_prefix, format1_name, header_object, id_object, object_map_object, told_id,
+    v1_header_object,
 };
 pub use notify::{Message, NotifyClient, RequestId, decode_response, encode_response};
 pub use parent::ParentRecord;

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use ferry_core::{Effect, Result, SnapId, WriteOp};
+use ferry_core::{Effect, Error, Result, SnapId, WriteOp};
 
 use crate::features::Features;
 use crate::image::Image;
@@ -18,6 +18,14 @@ fn revisions(image: &Image) -> Vec<SnapId> {
     image.header.snaps.keys().copied().chain([SnapId::HEAD]).collect()
 }
 
+/// Refuses an image of format 1, which has no features.
+fn check_format(image: &Image) -> Result<()> {
+    image
+        .header
+        .need_format2()
+        .map_err(|e| Error::invalid("old-format images do not support features").because(e))
+}
+
 /// Switches features on. Object map and fast diff come together; their maps are invalid until they are rebuilt.
 ///
 /// # Errors
@@ -26,6 +34,7 @@ fn revisions(image: &Image) -> Vec<SnapId> {
 /// # Crash safety
 /// Durable when it returns. After a crash midway the same call works.
 pub async fn enable(image: &mut Image, features: Features) -> Result<()> {
+    check_format(image)?;
     image.acquire().await?;
     let mut trial = (*image.header).clone();
     trial.enable_features(features)?;
@@ -52,6 +61,7 @@ pub async fn enable(image: &mut Image, features: Features) -> Result<()> {
 /// # Crash safety
 /// Durable when it returns.
 pub async fn disable(image: &mut Image, features: Features) -> Result<()> {
+    check_format(image)?;
     image.acquire().await?;
     let had_map = image.header.features.contains(Features::OBJECT_MAP);
     image.update_header(|h| h.disable_features(features)).await?;

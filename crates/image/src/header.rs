@@ -26,7 +26,8 @@ use bytes::Bytes;
 use ferry_core::{Error, ObjectId, PoolId, Result, SnapContext, SnapId, Timestamp};
 
 use crate::encoding::{
-    Children, GroupRef, MigrationIntent, MigrationRecord, ParentRecord, SnapshotNamespace, SnapshotRecord,
+    Children, Format1Kept, GroupRef, MigrationIntent, MigrationRecord, ParentRecord, SnapshotNamespace,
+    SnapshotRecord,
 };
 use crate::features::{Features, Flags, OpFeatures};
 
@@ -83,6 +84,8 @@ pub struct Header {
     pub intent: Option<MigrationIntent>,
     /// The consistency group it is in.
     pub group: Option<GroupRef>,
+    /// For an image of format 1, what else its header has; see [`crate::encoding::Format1Header`].
+    pub format1: Option<Format1Kept>,
     /// Keys of ferry's own (`ferry.*`) and of other releases, as they are.
     pub other: BTreeMap<Bytes, Bytes>,
 }
@@ -101,6 +104,23 @@ impl Header {
     #[must_use]
     pub fn object_size(&self) -> u64 {
         1 << self.order
+    }
+
+    /// How many digits the number in the name of a data object has at least.
+    #[must_use]
+    pub fn name_digits(&self) -> usize {
+        if self.format1.is_some() { 12 } else { 16 }
+    }
+
+    /// Refuses what an image of format 1 cannot have.
+    ///
+    /// # Errors
+    /// `Unsupported` (95).
+    pub fn need_format2(&self) -> Result<()> {
+        if self.format1.is_none() {
+            return Ok(());
+        }
+        Err(Error::unsupported("an image of format 1 cannot do that: a migration makes it one of format 2"))
     }
 
     /// What data writes must preserve: all snapshots of every kind, and the point of prepare of a migration, newest first.

@@ -9,8 +9,8 @@
 //! - Each step is guarded by the mark before it: whoever loses a race goes on from what the other did.
 //! - An object that HEAD lacks although versions of it are preserved was finished and then removed.
 //! - Points that show the same take one step together; an object that never changed takes one.
-//! - Where that means copying, a write does not wait for it: its bytes are kept [aside](early), and put over the source's in
-//!   the last steps.
+//! - Where that means copying, a write does not wait for it, nor does a discard: its bytes are kept [aside](early), and put over the
+//!   source's in the last steps.
 //! - What is written since prepare lies above the point of prepare ([`Header::base`]), so that it can be told apart.
 //!
 //! [`Header::base`]: crate::header::Header::base
@@ -420,6 +420,9 @@ impl Io {
     /// As [`Self::change_target`], for an effect that only takes data away: nothing happens where there is none.
     pub(crate) async fn cut_target(&self, extent: ObjectExtent, effect: Effect) -> Result<()> {
         let object = extent.object;
+        if Box::pin(self.discard_early(extent)).await? {
+            return Ok(());
+        }
         if matches!(self.migrate_object(object).await?, Migrated::Nothing | Migrated::Gone) {
             let overlap = self.revision().overlap_in(object);
             let shown = ObjectExtent { object, offset: 0, length: overlap };

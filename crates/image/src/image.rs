@@ -60,7 +60,8 @@ impl Image {
     /// The data object number `number`.
     #[must_use]
     pub fn data_object(&self, number: u64) -> ObjectId {
-        let name = format!("{}.{number:016x}", self.header.object_prefix);
+        let name =
+            format!("{}.{number:0digits$x}", self.header.object_prefix, digits = self.header.name_digits());
         ObjectId::new(self.data_pool(), &self.pool.namespace, &name)
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
 
 use crate::clone;
-use crate::encoding::{TrashSource, TrashState, header_object, object_map_object};
+use crate::encoding::{TrashSource, TrashState, format1_name, header_object, object_map_object};
 use crate::header::Opening;
 use crate::image::Image;
 use crate::pool::Pool;
@@ -47,7 +47,7 @@ pub enum UsedParent {
 /// Durable when it returns. After a crash midway the same call finishes: what is left of an image (a directory entry, an
 /// id object, a trash entry, an object map) is found by its name and cleaned.
 pub async fn remove(pool: &Pool, name: &str, used: UsedParent, progress: Progress<'_>) -> Result<()> {
-    let id = match pool.read_id(name).await?.or(pool.listed_id(name).await?) {
+    let id = match pool.find_id(name).await? {
         Some(id) => id,
         None => match trash::find_by_name(pool, name, TrashSource::Removing).await? {
             Some((id, _)) => return finish(pool, name, &id, progress).await,
@@ -180,6 +180,9 @@ async fn remove_open(mut image: Image, progress: Progress<'_>) -> Result<()> {
 
 /// Removes what is left of an image whose header is gone.
 async fn remove_rest(pool: &Pool, id: &str) -> Result<()> {
+    if format1_name(id).is_some() {
+        return Ok(());
+    }
     pool.remove_object(&pool.object(&object_map_object(id, SnapId::HEAD))).await?;
     trash::forget(pool, id).await
 }

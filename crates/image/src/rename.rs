@@ -29,6 +29,7 @@ pub async fn rename(pool: &Pool, from: &str, to: &str) -> Result<()> {
 
 async fn rename_open(image: &Image, from: &str, to: &str) -> Result<()> {
     let pool = &image.pool;
+    image.header.need_format2()?;
     if from == to || pool.listed_id(to).await?.is_some_and(|other| other != image.id) {
         return Err(Error::exists("an image of this name exists").with("image", to));
     }

@@ -42,6 +42,8 @@ pub struct Revision {
     pub namespace: Namespace,
     /// Their names up to the dot.
     pub prefix: Arc<str>,
+    /// The least digits of a number behind it.
+    pub digits: usize,
     /// How the image is cut into them.
     pub layout: Layout,
     /// The snapshot, or HEAD.
@@ -140,7 +142,10 @@ impl Revision {
         name.push_str(&self.prefix);
         name.push('.');
         // The machinery of `format!` costs more than the look-up that follows.
-        for byte in object.0.to_be_bytes() {
+        let bytes = object.0.to_be_bytes();
+        let left_out = 8 - self.digits / 2;
+        let from = if bytes[..left_out].iter().all(|b| *b == 0) { left_out } else { 0 };
+        for byte in &bytes[from..] {
             name.push(HEX[usize::from(byte >> 4)]);
             name.push(HEX[usize::from(byte & 0xf)]);
         }

@@ -15,6 +15,7 @@ use ferry_core::{Errno, Error, ErrorKind, Result, SnapId};
 
 use crate::clone;
 use crate::encoding::{Protection, SnapshotNamespace, SnapshotRecord};
+use crate::features::Features;
 use crate::id::new_uuid;
 use crate::image::Image;
 use crate::progress::Progress;
@@ -84,8 +85,11 @@ pub async fn rename(image: &mut Image, from: &str, to: &str) -> Result<()> {
 /// Protects a user's snapshot from removal, so that v1 clones may be made of it.
 ///
 /// # Errors
-/// `NotFound` (2); `Busy` (16) where it is protected; `Unsupported` (8) without layering.
+/// `NotFound` (2); `Busy` (16) where it is protected; `Unsupported` (38) without layering.
 pub async fn protect(image: &mut Image, name: &str) -> Result<()> {
+    if !image.header.features.contains(Features::LAYERING) {
+        return Err(Error::unsupported("image must support layering").errno_is(Errno::ENOSYS));
+    }
     image
         .update_header(|h| {
             let snap = h.user_snap(name)?;
@@ -185,7 +189,8 @@ pub async fn remove_by_id(image: &mut Image, id: SnapId) -> Result<()> {
     pins::drop_stale(image, Some(id)).await?;
     image.header.check_unpinned(id)?;
     let in_trash = image.header.snap(id)?.namespace.is_trash();
-    if !in_trash {
+    // Without clones there is none in the trash.
+    if !in_trash && image.header.format1.is_none() {
         let uuid = new_uuid(&*image.pool.env.rng);
         image.update_header(|h| h.trash_snapshot(id, &uuid)).await?;
     }

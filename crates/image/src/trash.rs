@@ -18,7 +18,7 @@ use std::time::Duration;
 use ferry_core::{Errno, Error, ErrorKind, Result, Timestamp};
 
 use crate::encoding::{
-    TRASH_OBJECT, TrashEntry, TrashNotice, TrashSource, TrashState, directory_id, trash_key,
+    TRASH_OBJECT, TrashEntry, TrashNotice, TrashSource, TrashState, directory_id, format1_name, trash_key,
 };
 use crate::header::Opening;
 use crate::image::Image;
@@ -83,7 +83,7 @@ pub async fn all_by_name(pool: &Pool, name: &str, source: TrashSource) -> Result
 /// # Crash safety
 /// Durable when it returns. After a crash midway the same call finishes.
 pub async fn move_in(pool: &Pool, name: &str, source: TrashSource, delay: Duration) -> Result<String> {
-    let id = match pool.read_id(name).await?.or(pool.listed_id(name).await?) {
+    let id = match pool.find_id(name).await? {
         Some(id) => id,
         None => return finish_moving(pool, name, source).await,
     };
@@ -91,6 +91,10 @@ pub async fn move_in(pool: &Pool, name: &str, source: TrashSource, delay: Durati
         Ok(mut image) => {
             if image.header.migration.is_some() {
                 return Err(Error::busy("cannot move migrating image to trash").with("image", name));
+            }
+            if let Err(e) = image.header.need_format2() {
+                image.close().await?;
+                return Err(e);
             }
             image.acquire().await?;
             unlink(pool, name, &id, source, delay).await?;
@@ -113,7 +117,8 @@ async fn finish_moving(pool: &Pool, name: &str, source: TrashSource) -> Result<S
     }
 }
 
-/// Takes an image's names away and puts it into the trash.
+/// Takes an image's names away and puts it into the trash. One of format 1 only leaves the directory: nothing else finds it by
+/// another name.
 ///
 /// # Errors
 /// Those of the store.
@@ -121,6 +126,9 @@ async fn finish_moving(pool: &Pool, name: &str, source: TrashSource) -> Result<S
 /// # Crash safety
 /// After a crash midway the same call finishes.
 pub async fn unlink(pool: &Pool, name: &str, id: &str, source: TrashSource, delay: Duration) -> Result<()> {
+    if let Some(name) = format1_name(id) {
+        return pool.delist_format1(name).await;
+    }
     let now = pool.env.clock.now();
     let entry = TrashEntry {
         source,
@@ -158,6 +166,9 @@ pub async fn announce(pool: &Pool, name: &str, id: &str) -> Result<()> {
 
 /// Takes all names of an image away: the one given, and the one the directory has where a rename was cut off.
 pub(crate) async fn remove_names(pool: &Pool, name: &str, id: &str) -> Result<()> {
+    if let Some(name) = format1_name(id) {
+        return pool.delist_format1(name).await;
+    }
     let listed = pool.image_name(id).await?;
     pool.remove_id(name, id).await?;
     if let Some(other) = listed.filter(|n| n != name) {
@@ -181,11 +192,14 @@ async fn put(pool: &Pool, id: &str, entry: &TrashEntry) -> Result<()> {
     .await
 }
 
-/// Changes an entry's state from one of `expected`; nothing where it has the new one.
+/// Changes an entry's state from one of `expected`; nothing where it has the new one, or for an image of format 1.
 ///
 /// # Errors
 /// `NotFound` (2) where there is no entry; `Conflict` (116) where it is in another state.
 pub async fn set_state(pool: &Pool, id: &str, state: TrashState, expected: &[TrashState]) -> Result<()> {
+    if format1_name(id).is_some() {
+        return Ok(());
+    }
     pool.change_key(&pool.object(TRASH_OBJECT), &trash_key(id), |before| {
         let Some(before) = before else {
             return Err(Error::not_found("image is not in the trash").with("id", id));
@@ -208,6 +222,9 @@ pub async fn set_state(pool: &Pool, id: &str, state: TrashState, expected: &[Tra
 /// # Errors
 /// Those of the store.
 pub async fn forget(pool: &Pool, id: &str) -> Result<()> {
+    if format1_name(id).is_some() {
+        return Ok(());
+    }
     pool.change_key(&pool.object(TRASH_OBJECT), &trash_key(id), |_| Ok(None)).await?;
     notify(pool, &TrashNotice::Removed { id: id.to_owned() }).await
 }

@@ -6,7 +6,7 @@ use super::{Diff, Granularity, ParentData, Verdict};
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
 use crate::revision::{Revision, is_missing};
-use crate::zeroes::is_zero;
+use crate::zeroes::{is_zero, runs};
 
 /// Which preserved version of an object a snapshot reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +30,7 @@ impl Diff {
         }
         let verdict = self.verdict(object);
         if verdict == Verdict::Unchanged {
-            return Ok(self.lost_overlap(object));
+            return self.lost_if_missing(object).await;
         }
         let length = self.to.length_of(object);
         let Some(from) = &self.from else {
@@ -44,7 +44,7 @@ impl Diff {
                 self.in_image(object, 0, length, state)
             }
             _ if self.list_snaps => self.by_versions(from, object).await?,
-            _ if self.is_same_object(from, object).await? => self.lost_overlap(object),
+            _ if self.is_same_object(from, object).await? => self.lost_if_missing(object).await?,
             _ => self.by_reading(from, object, length).await?,
         };
         match self.request.granularity {
@@ -102,11 +102,16 @@ impl Diff {
         if self.to.look(object, ReadOp::stat()).await?.is_some() {
             return Ok(None);
         }
-        let written =
-            early.data.extents.into_iter().flat_map(|(at, bytes)| {
-                self.in_image(object, at, at + bytes.len() as u64, ExtentState::Data)
-            });
-        Ok(Some(written.collect()))
+        let mut written = Vec::new();
+        for (at, bytes) in early.data.extents {
+            for run in runs(at, &bytes, SPARSE_BLOCK) {
+                let start = at + run.start as u64;
+                // Zeros are what was discarded.
+                let state = if run.is_zero { ExtentState::Zero } else { ExtentState::Data };
+                written.extend(self.in_image(object, start, start + run.length as u64, state));
+            }
+        }
+        Ok(Some(written))
     }
 
     /// Whether both ends read one version of an object, so that their bytes are one; or, where the store does not tell, whether
@@ -182,10 +187,18 @@ impl Diff {
         }
     }
 
-    /// What a missing object no longer shows of the parent because the image was shrunk in between.
+    /// What a missing object no longer shows of the parent because the image was shrunk or flattened in between.
     fn lost_overlap(&self, object: ObjectNo) -> Vec<DeviceExtent> {
         let before = self.from.as_ref().map_or(0, |from| from.overlap_in(object));
         self.in_image(object, self.to.overlap_in(object), before, ExtentState::Zero)
+    }
+
+    /// As [`Self::lost_overlap`], for an object that is the same at both ends: one that is there shows itself, also where the image was
+    /// flattened in between and shows nothing of the parent any more.
+    async fn lost_if_missing(&self, object: ObjectNo) -> Result<Vec<DeviceExtent>> {
+        let lost = self.lost_overlap(object);
+        let is_there = !lost.is_empty() && self.to.look(object, ReadOp::stat()).await?.is_some();
+        Ok(if is_there { Vec::new() } else { lost })
     }
 
     /// Compares the versions of an object that the two ends read.

@@ -1,5 +1,6 @@
 //! A migration under way: key `migration` of the headers of both ends.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use ferry_core::denc::{Decoder, Encoder};
 use ferry_core::{Error, Namespace, PoolId, Result, SnapId};
 
-use super::refuse_newer;
+use super::{refuse_newer, v1_header_object};
 
 /// Version written, and the newest understood.
 const VERSION: u8 = 3;
@@ -107,7 +108,7 @@ pub struct MigrationRecord {
     pub namespace: Namespace,
     /// Name of the image at the other end.
     pub image_name: String,
-    /// Id of the image at the other end; empty where it has none.
+    /// Id of the image at the other end; empty where it has none, as those of format 1.
     pub image_id: String,
     /// The source's snapshots and the target's; empty on the source.
     pub snap_seqs: BTreeMap<u64, u64>,
@@ -233,6 +234,13 @@ impl MigrationRecord {
             e.string(&self.source_spec);
         });
         Ok(e.finish())
+    }
+
+    /// What the image at the other end goes by; see [`super::format1_name`].
+    #[must_use]
+    pub fn peer_id(&self) -> Cow<'_, str> {
+        let is_format1 = self.image_id.is_empty() && !self.image_name.is_empty();
+        if is_format1 { v1_header_object(&self.image_name).into() } else { self.image_id.as_str().into() }
     }
 
     /// Where snapshot `target` of the target comes from, if it was there at prepare.

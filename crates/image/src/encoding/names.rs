@@ -25,16 +25,32 @@ pub fn id_object(name: &str) -> String {
     format!("rbd_id.{name}")
 }
 
-/// The header of a format-1 image, which a new image must not hide.
+/// What the header objects of format-1 images end in.
+const FORMAT1_ENDING: &str = ".rbd";
+
+/// The header of a format-1 image, which a new image must not hide. It is also what such an image goes by here where others
+/// have an id: ids are letters and digits.
 #[must_use]
 pub fn v1_header_object(name: &str) -> String {
-    format!("{name}.rbd")
+    format!("{name}{FORMAT1_ENDING}")
+}
+
+/// The name of the format-1 image that `id` stands for; `None` for the id of another.
+#[must_use]
+pub fn format1_name(id: &str) -> Option<&str> {
+    id.strip_suffix(FORMAT1_ENDING)
+}
+
+/// The id as others know it: an image of format 1 has none.
+#[must_use]
+pub fn told_id(id: &str) -> &str {
+    if format1_name(id).is_some() { "" } else { id }
 }
 
 /// The header of an image.
 #[must_use]
 pub fn header_object(id: &str) -> String {
-    format!("rbd_header.{id}")
+    if format1_name(id).is_some() { id.to_owned() } else { format!("rbd_header.{id}") }
 }
 
 /// The object map of HEAD or of a snapshot.

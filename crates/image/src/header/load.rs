@@ -7,9 +7,10 @@ use ferry_core::{Error, ErrorKind, ObjectId, PoolId, ReadOp, Result, SnapId, Sto
 
 use super::Header;
 use crate::encoding::{
-    Children, GroupRef, KEY_INTENT, MigrationIntent, MigrationRecord, PREFIX_METADATA, PREFIX_SNAP_CHILDREN,
-    PREFIX_SNAPSHOT, ParentRecord, SnapshotRecord, decode_i64, decode_string, decode_timestamp, decode_u8,
-    decode_u64, header as key, parse_hex_id,
+    Children, FORMAT1_HEADER_MAX, Format1Header, GroupRef, KEY_INTENT, MigrationIntent, MigrationRecord,
+    PREFIX_METADATA, PREFIX_SNAP_CHILDREN, PREFIX_SNAPSHOT, ParentRecord, SnapshotRecord, decode_i64,
+    decode_string, decode_timestamp, decode_u8, decode_u64, encode_string, encode_u8, encode_u64,
+    format1_name, header as key, parse_hex_id,
 };
 use crate::features::{Features, Flags, OpFeatures};
 
@@ -24,9 +25,12 @@ const RETRIES_MAX: usize = 32;
 /// changes faster than it can be read.
 pub async fn load(store: &dyn Store, object: &ObjectId) -> Result<Header> {
     for _ in 0..RETRIES_MAX {
-        if let Some((version, entries)) = read_all(store, object).await? {
-            return Header::from_entries(version, entries).map_err(|e| annotate(e, object));
-        }
+        let Some(found) = read_all(store, object).await? else { continue };
+        let header = match format1_name(&object.name) {
+            Some(_) => Header::from_format1(found),
+            None => Header::from_entries(found.version, found.entries),
+        };
+        return header.map_err(|e| annotate(e, object));
     }
     Err(Error::busy("the image's header changes too fast to be read").with("object", object))
 }
@@ -37,25 +41,39 @@ fn annotate(error: Error, object: &ObjectId) -> Error {
     error.with("object", object)
 }
 
-/// All omap entries of an object and its version; `None` where it changed between two pages.
+/// A header object.
+struct Found {
+    version: u64,
+    entries: BTreeMap<Bytes, Bytes>,
+    /// Its data, which only that of a format-1 image has.
+    data: Vec<u8>,
+}
+
+/// All of an object at one version; `None` where it changed between two pages.
 ///
 /// # Errors
 /// Those of the store.
-async fn read_all(store: &dyn Store, object: &ObjectId) -> Result<Option<(u64, BTreeMap<Bytes, Bytes>)>> {
+async fn read_all(store: &dyn Store, object: &ObjectId) -> Result<Option<Found>> {
+    let (mut data, wanted) = (Vec::new(), format1_name(&object.name).map(|_| (0, FORMAT1_HEADER_MAX)));
     let mut entries = BTreeMap::new();
     let mut first_version = None;
     let mut after = Bytes::new();
     loop {
-        let reply = store.read(object, SnapId::HEAD, ReadOp::omap_page(after.clone(), "")).await?;
+        let reply = store
+            .read(object, SnapId::HEAD, ReadOp { data: wanted, ..ReadOp::omap_page(after.clone(), "") })
+            .await?;
         if *first_version.get_or_insert(reply.version) != reply.version {
             return Ok(None);
+        }
+        if wanted.is_some() {
+            data = reply.data.to_vec(0, reply.size.min(FORMAT1_HEADER_MAX));
         }
         if let Some((last, _)) = reply.omap.entries.last() {
             after = last.clone();
         }
         entries.extend(reply.omap.entries);
         if !reply.omap.more {
-            return Ok(Some((reply.version, entries)));
+            return Ok(Some(Found { version: reply.version, entries, data }));
         }
     }
 }
@@ -93,11 +111,34 @@ impl Header {
             migration: take(&mut entries, key::MIGRATION, MigrationRecord::decode)?,
             intent: take(&mut entries, KEY_INTENT, MigrationIntent::decode)?,
             group: take(&mut entries, key::GROUP_REF, GroupRef::decode)?.filter(GroupRef::exists),
+            format1: None,
             other: BTreeMap::new(),
         };
         for (key, value) in entries {
             header.take_entry(key, value)?;
         }
+        header.check()?;
+        Ok(header)
+    }
+
+    /// Decodes the header object of a format-1 image: size, layout and snapshots are its data, all else are keys.
+    fn from_format1(found: Found) -> Result<Self> {
+        let stored = Format1Header::decode(&found.data)?;
+        let mut entries = found.entries;
+        let features = if stored.is_migrating { Features::MIGRATING } else { Features::NONE };
+        for (key, value) in [
+            (key::ORDER, encode_u8(stored.order)),
+            (key::SIZE, encode_u64(stored.size)),
+            (key::FEATURES, encode_u64(features.0)),
+            (key::OBJECT_PREFIX, encode_string(&stored.object_prefix)),
+            (key::SNAP_SEQ, encode_u64(stored.snap_seq)),
+        ] {
+            entries.insert(key.into(), value);
+        }
+        let mut header = Self::from_entries(found.version, entries)?;
+        let snaps = stored.snaps.into_iter();
+        header.snaps = snaps.map(|(id, (size, name))| (id, SnapshotRecord::new(id, &name, size))).collect();
+        header.format1 = Some(stored.kept);
         header.check()?;
         Ok(header)
     }

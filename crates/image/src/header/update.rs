@@ -5,8 +5,9 @@ use ferry_core::{Effect, Error, ErrorKind, Guard, ObjectId, Result, Store, Write
 
 use super::{Header, load};
 use crate::encoding::{
-    KEY_INTENT, ParentRecord, encode_i64, encode_string, encode_timestamp, encode_u8, encode_u64,
-    header as key, metadata, snap_children, snapshot_key,
+    Format1Header, Format1Kept, KEY_INTENT, ParentRecord, Protection, SnapshotRecord, encode_i64,
+    encode_string, encode_timestamp, encode_u8, encode_u64, header as key, metadata, snap_children,
+    snapshot_key,
 };
 use crate::features::Features;
 
@@ -137,6 +138,50 @@ impl Edit {
 ///
 /// A parent that an old release kept in a snapshot's record moves to key `parent` when that record changes.
 fn difference(before: &Header, after: &mut Header) -> Result<Option<WriteOp>> {
+    let Some(kept) = after.format1 else { return difference_of_keys(before, after) };
+    let data = format1_data(after, kept)?;
+    let rewritten = format1_data(before, kept)? != data;
+    // What the data says is no key.
+    let mut keys = after.clone();
+    (keys.size, keys.features, keys.snap_seq) = (before.size, before.features, before.snap_seq);
+    keys.snaps.clone_from(&before.snaps);
+    let op = difference_of_keys(before, &mut keys)?;
+    if !rewritten {
+        return Ok(op);
+    }
+    Ok(Some(op.unwrap_or_default().effect(Effect::WriteFull(data))))
+}
+
+/// The data of a format-1 image's header.
+///
+/// # Errors
+/// `Unsupported` (95) where the header says what such an image cannot have.
+fn format1_data(header: &Header, kept: Format1Kept) -> Result<Bytes> {
+    let is_plain = |s: &SnapshotRecord| {
+        s.namespace.is_user() && s.protection == Protection::Unprotected && s.child_count == 0
+    };
+    let has_more = header.parent.is_some()
+        || !header.op_features.is_empty()
+        || !header.snaps.values().all(is_plain)
+        || !header.features.without(Features::MIGRATING).is_empty();
+    if has_more {
+        header.need_format2()?;
+    }
+    let snaps = header.snaps.iter().map(|(id, s)| (*id, (s.size, s.name.clone()))).collect();
+    Format1Header {
+        is_migrating: header.features.contains(Features::MIGRATING),
+        object_prefix: header.object_prefix.clone(),
+        order: header.order,
+        size: header.size,
+        snap_seq: header.snap_seq,
+        snaps,
+        kept,
+    }
+    .encode()
+}
+
+/// As [`difference`], of what are keys.
+fn difference_of_keys(before: &Header, after: &mut Header) -> Result<Option<WriteOp>> {
     move_legacy_parents(before, after);
     let mut edit = Edit::default();
     let u64_value = |v: &u64| Ok(encode_u64(*v));

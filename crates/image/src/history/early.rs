@@ -3,6 +3,8 @@
 //!
 //! - What is kept aside lies in an object of its own, [`early_object`], under the image's snapshot context, in whole blocks.
 //!   At each point it shows what was written by then; blocks it lacks show the source.
+//! - What is discarded is kept aside as zeros, shared from one small object: nothing of the source is read for it but the blocks that it
+//!   cuts. In the object zeros become holes.
 //! - It is put over what the source shows in the last steps of the object's history, and removed then.
 //! - Before it is made, its number is noted in [`index_object`]: whatever must end with none of them finds them all.
 //! - One process writes at a time, as the exclusive lock has it; in it, writing aside and the last step of an object's history
@@ -27,6 +29,7 @@ use crate::io::Io;
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::{SPARSE_BLOCK, WRITE_RETRIES_MAX};
 use crate::revision::{Ancestor, Revision};
+use crate::zeroes::{Run, runs};
 
 /// Objects that share a lock do so by chance; this many make that rare.
 const LOCKS: usize = 256;
@@ -41,6 +44,21 @@ pub fn early_object(pool: PoolId, namespace: &Namespace, prefix: &str, object: O
 #[must_use]
 pub fn index_object(pool: PoolId, namespace: &Namespace, prefix: &str) -> ObjectId {
     ObjectId::new(pool, namespace, &format!("{prefix}.early"))
+}
+
+/// The object of zeros from which discarded ranges are shared.
+fn zeros_object(pool: PoolId, namespace: &Namespace, prefix: &str) -> ObjectId {
+    ObjectId::new(pool, namespace, &format!("{prefix}.early.zeros"))
+}
+
+/// What [`zeros_object`] holds: a discard of an object of 4 MiB takes 64 references to it.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What is kept aside.
+#[derive(Clone, Copy, Debug)]
+enum Aside<'a> {
+    Data(&'a Bytes),
+    Zeros,
 }
 
 /// The numbers that an index notes; some of them perhaps no longer. Ascending.
@@ -90,7 +108,8 @@ pub async fn remove_all(image: &Image) -> Result<()> {
     let (pool, namespace) = (image.data_pool(), &image.pool.namespace);
     let aside = noted(&**store, &index).await?.into_iter();
     let aside = aside.map(|object| early_object(pool, namespace, &image.header.object_prefix, object));
-    for object in aside.chain([index]) {
+    let zeros = zeros_object(pool, namespace, &image.header.object_prefix);
+    for object in aside.chain([zeros, index]) {
         let op = WriteOp::new().guard(Guard::AssertExists).effect(Effect::Remove).full_try();
         match store.write(&object, op).await {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
@@ -141,6 +160,10 @@ impl Revision {
         early_object(self.pool, &self.namespace, &self.prefix, object)
     }
 
+    fn zeros_object(&self) -> ObjectId {
+        zeros_object(self.pool, &self.namespace, &self.prefix)
+    }
+
     fn early_index(&self) -> ObjectId {
         index_object(self.pool, &self.namespace, &self.prefix)
     }
@@ -180,14 +203,17 @@ impl Revision {
     pub(super) async fn early_effects(&self, object: ObjectNo) -> Result<Option<Vec<Effect>>> {
         let whole = ObjectExtent { object, offset: 0, length: self.length_of(object) };
         let Some(ReadReply { data, .. }) = self.early(whole).await? else { return Ok(None) };
-        let share = |(offset, bytes): (u64, Bytes)| Effect::ShareRange {
-            source: self.early_object(object),
-            at: self.snap,
-            offset,
-            length: bytes.len() as u64,
-            target_offset: offset,
+        let put = |start: u64, run: Run| {
+            let (offset, length) = (start + run.start as u64, run.length as u64);
+            if run.is_zero {
+                return Effect::Zero { offset, length };
+            }
+            let source = self.early_object(object);
+            Effect::ShareRange { source, at: self.snap, offset, length, target_offset: offset }
         };
-        Ok(Some(data.extents.into_iter().map(share).collect()))
+        let effects =
+            data.extents.iter().flat_map(|(at, bytes)| runs(*at, bytes, SPARSE_BLOCK).map(|r| put(*at, r)));
+        Ok(Some(effects.collect()))
     }
 }
 
@@ -232,6 +258,15 @@ impl Io {
 
     /// Writes a part of an object that does not have its history yet aside; whether it did.
     pub(super) async fn write_early(&self, extent: ObjectExtent, data: &Bytes) -> Result<bool> {
+        self.keep_aside(extent, Aside::Data(data)).await
+    }
+
+    /// Discards a part of an object that does not have its history yet, by zeros aside; whether it did.
+    pub(super) async fn discard_early(&self, extent: ObjectExtent) -> Result<bool> {
+        self.keep_aside(extent, Aside::Zeros).await
+    }
+
+    async fn keep_aside(&self, extent: ObjectExtent, what: Aside<'_>) -> Result<bool> {
         let Some(history) = self.history().filter(|h| h.early.is_some()) else { return Ok(false) };
         let object = extent.object;
         let _held = history.hold_early(object).await;
@@ -246,8 +281,11 @@ impl Io {
         if !waits {
             return Ok(false);
         }
-        let (offset, data) = self.in_blocks(extent, data).await?;
-        let op = WriteOp::new().effect(Effect::Write { offset, data }).under(self.context().clone());
+        let effects = match what {
+            Aside::Data(data) => vec![self.write_in_blocks(extent, data).await?],
+            Aside::Zeros => self.zeros_in_blocks(extent).await?,
+        };
+        let op = WriteOp { effects, ..WriteOp::new() }.under(self.context().clone());
         let (store, id) = (&self.revision().store, self.revision().early_object(object));
         match store.write(&id, op.clone().guard(Guard::AssertExists)).await {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -255,7 +293,51 @@ impl Io {
         }
         let note = Effect::OmapSet(vec![(key(object), Bytes::new())]);
         store.write(&self.revision().early_index(), WriteOp::new().effect(note)).await?;
+        if op.effects.iter().any(|e| matches!(e, Effect::ShareRange { .. })) {
+            let zeros = Effect::Write { offset: 0, data: Bytes::from_static(&ZEROS) };
+            let make = WriteOp::new().guard(Guard::CreateExclusive).effect(zeros);
+            match store.write(&self.revision().zeros_object(), make).await {
+                Err(e) if e.kind() != ErrorKind::Exists => return Err(e),
+                _ => {}
+            }
+        }
         store.write(&id, op).await.map(|_| true).map_err(|e| e.with("image_object", object.0))
+    }
+
+    /// The effects that make a part of an object aside zeros: shared, but for the blocks that it cuts.
+    async fn zeros_in_blocks(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
+        let (offset, end) = (extent.offset, extent.offset + extent.length);
+        let first = offset.next_multiple_of(SPARSE_BLOCK);
+        let last = end / SPARSE_BLOCK * SPARSE_BLOCK;
+        let cut = if first < last { vec![(offset, first), (last, end)] } else { vec![(offset, end)] };
+        let mut effects = Vec::new();
+        for (from, until) in cut.into_iter().filter(|(from, until)| from < until) {
+            let part = ObjectExtent { offset: from, length: until - from, ..extent };
+            // Two blocks at most.
+            let zeros =
+                Bytes::from_static(&ZEROS).slice(..usize::try_from(part.length).unwrap_or(ZEROS.len()));
+            effects.push(self.write_in_blocks(part, &zeros).await?);
+        }
+        let mut at = first;
+        while at < last {
+            let length = (last - at).min(ZEROS.len() as u64);
+            let source = self.revision().zeros_object();
+            effects.push(Effect::ShareRange {
+                source,
+                at: SnapId::HEAD,
+                offset: 0,
+                length,
+                target_offset: at,
+            });
+            at += length;
+        }
+        Ok(effects)
+    }
+
+    /// The write of whole blocks that a write is a part of.
+    async fn write_in_blocks(&self, extent: ObjectExtent, data: &Bytes) -> Result<Effect> {
+        let (offset, data) = self.in_blocks(extent, data).await?;
+        Ok(Effect::Write { offset, data })
     }
 
     /// A write made longer so that it begins and ends with a block, with what HEAD shows around it.

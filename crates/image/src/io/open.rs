@@ -213,7 +213,7 @@ async fn resolve_source(
         Some(intent) => find_store(&from.store, &*pool.peers, intent.peer.store, &intent.peer.place).await?,
         None => from.store,
     };
-    let object = header::object(record.pool, &record.namespace, &record.image_id);
+    let object = header::object(record.pool, &record.namespace, &record.peer_id());
     let place = Place { store, pool: record.pool, namespace: record.namespace.clone() };
     Ok(Above::Image(place, object, link.snap))
 }
@@ -225,6 +225,7 @@ fn own_revision(place: &Place, header: &Header, at: SnapId) -> Result<Revision> 
         pool: header.data_pool_or(place.pool),
         namespace: place.namespace.clone(),
         prefix: Arc::from(header.object_prefix.as_str()),
+        digits: header.name_digits(),
         layout: layout_of(header)?,
         snap: at,
         size: header.size_at(at)?,

@@ -5,28 +5,86 @@ use ferry_core::{Effect, Errno, Error, ErrorKind, Guard, ReadOp, Result, WriteOp
 
 use super::{Pool, RETRIES_MAX};
 use crate::encoding::{
-    DIRECTORY_OBJECT, DirectoryState, KEY_DIRECTORY_STATE, decode_string, directory_id, directory_name,
-    encode_directory_state, encode_string, id_object,
+    DIRECTORY_OBJECT, DirectoryState, Format1Directory, KEY_DIRECTORY_STATE, decode_string, directory_id,
+    directory_name, encode_directory_state, encode_string, format1_name, id_object, v1_header_object,
 };
 
 /// Longest text of an id object read. Bytes: far above any id.
 const ID_OBJECT_MAX: u64 = 4096;
+/// Longest directory of format-1 images read. Bytes.
+const FORMAT1_DIRECTORY_MAX: u64 = 64 << 20;
 
 impl Pool {
-    /// Names and ids of all images of the namespace, by name.
+    /// Names and ids of all images of the namespace: first those of format 1, which have no id but what
+    /// [`v1_header_object`] gives, then the others, both by name.
     ///
     /// # Errors
     /// Those of the store; `Corrupt`.
     pub async fn images(&self) -> Result<Vec<(String, String)>> {
+        let (_, format1) = self.read_format1().await?;
+        let format1 = format1.names.into_keys().map(|name| {
+            let id = v1_header_object(&name);
+            Ok((name, id))
+        });
         let entries = self.read_entries(&self.object(DIRECTORY_OBJECT), "name_").await?;
-        entries
-            .iter()
-            .map(|(key, value)| {
+        format1
+            .chain(entries.iter().map(|(key, value)| {
                 let name = std::str::from_utf8(&key["name_".len()..])
                     .map_err(|e| Error::corrupt("the name of an image is not UTF-8").because(e))?;
                 Ok((name.to_owned(), decode_string(value)?))
-            })
+            }))
             .collect()
+    }
+
+    /// The names of the images of format 1, and the version of the directory; 0 where there is none.
+    async fn read_format1(&self) -> Result<(u64, Format1Directory)> {
+        let object = self.object(DIRECTORY_OBJECT);
+        let stored = self.read_or_absent(&object, ReadOp::data(0, FORMAT1_DIRECTORY_MAX)).await?;
+        let Some(reply) = stored else { return Ok((0, Format1Directory::default())) };
+        if reply.size > FORMAT1_DIRECTORY_MAX {
+            return Err(
+                Error::corrupt("the directory of format-1 images is too long").with("size", reply.size)
+            );
+        }
+        Ok((reply.version, Format1Directory::decode(&reply.data.to_vec(0, reply.size))?))
+    }
+
+    /// Takes an image of format 1 out of the directory; nothing where it is not there.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn delist_format1(&self, name: &str) -> Result<()> {
+        self.change_format1(|directory| directory.names.remove(name).is_some()).await
+    }
+
+    /// Puts an image of format 1 into the directory again; nothing where it is there.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list_format1(&self, name: &str) -> Result<()> {
+        self.change_format1(|directory| directory.names.insert(name.to_owned(), Bytes::new()).is_none()).await
+    }
+
+    /// Changes the directory of format-1 images where `change` says that it did.
+    async fn change_format1(
+        &self,
+        mut change: impl FnMut(&mut Format1Directory) -> bool + Send,
+    ) -> Result<()> {
+        let object = self.object(DIRECTORY_OBJECT);
+        for _ in 0..RETRIES_MAX {
+            let (version, mut directory) = self.read_format1().await?;
+            if !change(&mut directory) {
+                return Ok(());
+            }
+            let guard = if version == 0 { Guard::CreateExclusive } else { Guard::AssertVersion(version) };
+            let op = WriteOp::new().guard(guard).effect(Effect::WriteFull(directory.encode()?));
+            match self.store.write(&object, op).await {
+                Ok(_) => return Ok(()),
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Exists) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Error::busy("the directory is changed by others all the time").with("object", object))
     }
 
     /// Id of the image called `name`, as opening finds it.
@@ -34,7 +92,35 @@ impl Pool {
     /// # Errors
     /// `NotFound` (2).
     pub async fn image_id(&self, name: &str) -> Result<String> {
-        self.read_id(name).await?.ok_or_else(|| Error::not_found("no such image").with("image", name))
+        let id = match self.read_id(name).await? {
+            Some(id) => Some(id),
+            None => self.read_format1_id(name).await?,
+        };
+        id.ok_or_else(|| Error::not_found("no such image").with("image", name))
+    }
+
+    /// Id of what is called `name`, also where only a part of it is left.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn find_id(&self, name: &str) -> Result<Option<String>> {
+        if let Some(id) = self.read_id(name).await? {
+            return Ok(Some(id));
+        }
+        match self.listed_id(name).await? {
+            Some(id) => Ok(Some(id)),
+            None => self.read_format1_id(name).await,
+        }
+    }
+
+    /// What the image of format 1 called `name` goes by; `None` where there is none. No namespace but the default has any.
+    async fn read_format1_id(&self, name: &str) -> Result<Option<String>> {
+        if !self.namespace.is_default() {
+            return Ok(None);
+        }
+        let id = v1_header_object(name);
+        let header = self.read_or_absent(&self.object(&id), ReadOp::stat()).await?;
+        Ok(header.filter(|reply| reply.size > 0).map(|_| id))
     }
 
     /// Id in `rbd_id.<name>`; `None` where it does not exist or is empty.
@@ -66,6 +152,9 @@ impl Pool {
     /// # Errors
     /// Those of the store; `Corrupt`.
     pub async fn image_name(&self, id: &str) -> Result<Option<String>> {
+        if let Some(name) = format1_name(id) {
+            return Ok(Some(name.to_owned()));
+        }
         let value = self.read_key(&self.object(DIRECTORY_OBJECT), &directory_id(id)).await?;
         value.map(|v| decode_string(&v)).transpose()
     }

@@ -116,7 +116,7 @@ fn protecting_needs_layering() {
     block_on(create_image(&pool, "a", &options)).unwrap();
     let mut image = open(&pool);
     block_on(create(&mut image, "one")).unwrap();
-    assert_eq!(block_on(protect(&mut image, "one")).unwrap_err().errno(), Errno::ENOEXEC);
+    assert_eq!(block_on(protect(&mut image, "one")).unwrap_err().errno(), Errno::ENOSYS);
 }
 
 #[test]

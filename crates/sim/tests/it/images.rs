@@ -40,7 +40,8 @@ fn images_on_the_engine_hold_what_was_written() {
 
 #[test]
 fn images_on_the_engine_hold_what_was_written_under_more_seeds() {
-    run((9..=16).chain(number("FERRY_SEED")));
+    // The last once had a diff that called data zeros: of a clone that was flattened between its ends.
+    run((9..=16).chain([141_018_295_711_669]).chain(number("FERRY_SEED")));
 }
 
 #[test]
