@@ -157,13 +157,14 @@ fn execute_on_ceph(spec: &str) -> Result<Option<f64>, String> {
     let Some(config) = std::env::var_os("FERRY_BENCH_CEPH") else { return Ok(None) };
     let rbd = || {
         let mut command = Command::new("rbd");
-        command.arg("-c").arg(&config).arg("--no-progress");
+        command.arg("-c").arg(&config);
         command
     };
+    // `rbd migration prepare` knows no `--no-progress`.
     run(rbd().args(["migration", "prepare", "--import-only", "--source-spec", spec, "rbd/bench-foreign"]))?;
-    let took = seconds(|| run(rbd().args(["migration", "execute", "rbd/bench-foreign"])))?;
-    run(rbd().args(["migration", "commit", "rbd/bench-foreign"]))?;
-    run(rbd().args(["rm", "rbd/bench-foreign"]))?;
+    let took = seconds(|| run(rbd().args(["migration", "execute", "rbd/bench-foreign", "--no-progress"])))?;
+    run(rbd().args(["migration", "commit", "rbd/bench-foreign", "--no-progress"]))?;
+    run(rbd().args(["rm", "rbd/bench-foreign", "--no-progress"]))?;
     Ok(Some(took))
 }
 

@@ -16,7 +16,7 @@ mod carry;
 
 use ferry_core::{Error, ErrorKind, Result, SnapId};
 use ferry_image::encoding::{
-    MigrationIntent, MigrationPhase, MigrationState, SnapshotNamespace, TrashSource, TrashState,
+    MigrationIntent, MigrationPhase, MigrationState, SnapshotNamespace, TrashSource, TrashState, format1_name,
 };
 use ferry_image::pool::Pool;
 use ferry_image::progress::{Progress, silent};
@@ -303,6 +303,9 @@ async fn end_source(source: &mut End, target: &End) -> Result<()> {
 /// # Errors
 /// `Exists` (17) where the name is taken; those of the store.
 pub(crate) async fn restore_name(pool: &Pool, name: &str, id: &str) -> Result<()> {
+    if let Some(name) = format1_name(id) {
+        return pool.list_format1(name).await;
+    }
     let Some(entry) = trash::get(pool, id).await? else { return Ok(()) };
     if entry.state == TrashState::Moving {
         trash::set_state(pool, id, TrashState::Normal, &[TrashState::Moving]).await?;

@@ -1,5 +1,6 @@
 //! The two ends of a migration, found from either.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ferry_core::{Error, ErrorKind, Namespace, PoolId, Result};
@@ -151,10 +152,7 @@ impl Ends {
     /// # Errors
     /// As [`Ends::find`].
     pub async fn look_up(pool: &Pool, name: &str) -> Result<Finding> {
-        let named = match pool.read_id(name).await? {
-            Some(id) => Some(id),
-            None => pool.listed_id(name).await?,
-        };
+        let named = pool.find_id(name).await?;
         if let Some(id) = &named
             && let Some(found) = Self::of(pool, name, id).await?
         {
@@ -276,17 +274,17 @@ fn is_import(header: &Header) -> bool {
 /// The other end of a migration, its header not read yet.
 async fn peer(pool: &Pool, header: &Header) -> Result<End> {
     let intent = header.intent.as_ref();
-    let (id, namespace, name, image_id): (PoolId, &Namespace, &str, &str) = match (&header.migration, intent)
-    {
-        (Some(r), None) if r.is_far() => {
-            return Err(Error::corrupt(
-                "the migration's other end is in another store, and no note tells where",
-            ));
-        }
-        (Some(r), _) if !r.is_far() => (r.pool, &r.namespace, &r.image_name, &r.image_id),
-        (_, Some(i)) => (i.peer.pool, &i.peer.namespace, &i.peer.name, &i.peer.id),
-        (_, None) => return Err(Error::invalid("image is not migrating")),
-    };
+    let (id, namespace, name, image_id): (PoolId, &Namespace, &str, Cow<'_, str>) =
+        match (&header.migration, intent) {
+            (Some(r), None) if r.is_far() => {
+                return Err(Error::corrupt(
+                    "the migration's other end is in another store, and no note tells where",
+                ));
+            }
+            (Some(r), _) if !r.is_far() => (r.pool, &r.namespace, &r.image_name, r.peer_id()),
+            (_, Some(i)) => (i.peer.pool, &i.peer.namespace, &i.peer.name, i.peer.id.as_str().into()),
+            (_, None) => return Err(Error::invalid("image is not migrating")),
+        };
     let store = match intent {
         Some(i) if i.peer.store != pool.store.identity() => {
             pool.peers.store(i.peer.store, &i.peer.place).await?
@@ -294,5 +292,5 @@ async fn peer(pool: &Pool, header: &Header) -> Result<End> {
         Some(_) | None => Arc::clone(&pool.store),
     };
     let pool = Pool { store, ..pool.clone() }.sibling(id, namespace).await?;
-    Ok(End { pool, name: name.to_owned(), id: image_id.to_owned(), header: None })
+    Ok(End { pool, name: name.to_owned(), id: image_id.into_owned(), header: None })
 }

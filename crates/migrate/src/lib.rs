@@ -22,6 +22,7 @@ mod digests;
 mod ends;
 mod execute;
 mod import;
+mod outcome;
 mod prepare;
 mod removal;
 mod verify;
@@ -34,5 +35,6 @@ pub use import::{
     Import, ImportFrom, ImportOptions, Imported, abort_import, commit_import, execute_import, import_clones,
     import_losses, prepare_import, verify_import,
 };
+pub use outcome::{Outcome, outcome};
 pub use prepare::{PrepareOptions, Prepared, Striping, prepare};
 pub use verify::{Against, Comparing, PointReport, Threads, Verification, verify};

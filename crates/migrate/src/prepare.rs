@@ -17,7 +17,7 @@ use ferry_image::clone;
 use ferry_image::create::{CreateOptions, check_free, create_whole, new_header};
 use ferry_image::encoding::{
     BasePoint, MigrationIntent, MigrationPeer, MigrationPhase, MigrationRecord, MigrationSide,
-    MigrationState, ParentRecord, SnapshotRecord, TrashSource,
+    MigrationState, ParentRecord, SnapshotRecord, TrashSource, told_id,
 };
 use ferry_image::features::{Features, OpFeatures};
 use ferry_image::header::{Header, Opening};
@@ -51,6 +51,8 @@ pub struct PrepareOptions {
     pub striping: Striping,
     /// Leave out what would need an exclusive lock.
     pub shared: bool,
+    /// What the target can do where the source is of format 1, and can do nothing.
+    pub features_of_format1: Features,
     /// Whether the target of a clone takes the parent's data too.
     pub flatten: bool,
 }
@@ -291,7 +293,7 @@ impl<'a> Plan<'a> {
             pool: peer.id(),
             namespace: peer.namespace.clone(),
             image_name: name.to_owned(),
-            image_id: id.to_owned(),
+            image_id: told_id(id).to_owned(),
             snap_seqs: BTreeMap::new(),
             overlap: 0,
             flatten: self.flatten,
@@ -345,7 +347,7 @@ impl<'a> Plan<'a> {
                 id,
                 SnapshotRecord {
                     protection: snap.protection,
-                    timestamp: snap.timestamp,
+                    timestamp: if from.format1.is_some() { header.created } else { snap.timestamp },
                     parent_overlap: overlap,
                     ..SnapshotRecord::new(id, &snap.name, snap.size)
                 },
@@ -354,7 +356,9 @@ impl<'a> Plan<'a> {
         let base = self.target.store.allocate_snap(data_pool).await?;
         header.snap_seq = base.0;
         header.snap_limit = from.snap_limit;
-        (header.created, header.accessed, header.modified) = (from.created, from.accessed, from.modified);
+        if from.format1.is_none() {
+            (header.created, header.accessed, header.modified) = (from.created, from.accessed, from.modified);
+        }
         if keeps_parent && let Some(parent) = from.parent_spec() {
             let head_overlap = from.parent.as_ref().and_then(|p| p.head_overlap);
             header.parent = Some(ParentRecord { head_overlap, ..parent.clone() });
@@ -472,7 +476,11 @@ fn resolve_options(from: &Header, options: &PrepareOptions) -> Result<CreateOpti
     }
     // What follows from the layout or the state of one image is not inherited.
     let own = Features(0xF92).with(Features::JOURNALING);
-    let mut features = asked.features.unwrap_or(from.features.without(own));
+    let inherited = match from.format1 {
+        Some(_) => options.features_of_format1,
+        None => from.features.without(own),
+    };
+    let mut features = asked.features.unwrap_or(inherited);
     if options.shared {
         features = features.without(Features::SINGLE_CLIENT);
     }

@@ -5,6 +5,7 @@ mod faults;
 mod owner;
 mod pauses;
 mod rados;
+mod reached;
 mod stoppable;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use faults::FaultyOwned;
 pub use engine::RealStores;
 pub(crate) use faults::Faults;
 pub use owner::{OWNER_WAIT_MAX, Owner, Taken};
+pub(crate) use reached::Reached;
 pub(crate) use stoppable::{Names, Stoppable};
 
 /// What to do where there is no store.

@@ -22,6 +22,7 @@ mod pool;
 mod readers;
 mod secrets;
 mod snap;
+mod subject;
 mod switch;
 mod transfer;
 mod trash;
@@ -55,6 +56,7 @@ use crate::options::Settings;
 use crate::spec::{ImageSpec, PoolSpec};
 pub(crate) use export::offer_sources;
 use opened::{Leftovers, Opened};
+pub(crate) use subject::Subject;
 use tokio::runtime::Handle;
 
 /// Executes commands on the stores that a home names.
@@ -218,6 +220,35 @@ pub(crate) fn offer(host: &Arc<Host>, home: &Home, name: &str, record: &ImageExp
         Some(exporter) => futures_executor::block_on(run.offer_again(&exporter, name, record)),
         None => Ok(()),
     }
+}
+
+/// What a job is about, where doing it again would fail.
+///
+/// # Errors
+/// Why that cannot be told: the job will fail too, or is executed elsewhere.
+pub(crate) fn subject(
+    host: &Arc<Host>,
+    home: &Home,
+    request: &Request,
+    cancel: &Cancel,
+) -> Done<Option<Subject>> {
+    let run = Run::new(host, home, &request.overrides, request.cluster.clone(), &Silent, cancel)?;
+    futures_executor::block_on(Box::pin(run.subject(&request.command)))
+}
+
+/// Whether a job that was about `subject` was done by a node before this one.
+///
+/// # Errors
+/// Why that cannot be told.
+pub(crate) fn was_done(
+    host: &Arc<Host>,
+    home: &Home,
+    request: &Request,
+    subject: &Subject,
+    cancel: &Cancel,
+) -> Done<bool> {
+    let run = Run::new(host, home, &request.overrides, request.cluster.clone(), &Silent, cancel)?;
+    futures_executor::block_on(Box::pin(run.was_done(&request.command, subject)))
 }
 
 /// Hears nothing.

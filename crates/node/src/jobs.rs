@@ -9,6 +9,8 @@
 //!
 //! Invariants
 //! - A job is in its file before it runs, and the file is gone before its end is told: one that is in a file has not ended.
+//! - Before a job changes anything its file says what it is about, where doing it again would fail: so the next node sees whether it
+//!   was done.
 //! - Of commands that are the same there is one job: asking again attaches to it.
 
 mod pace;
@@ -29,6 +31,7 @@ use crate::api::{
 };
 use crate::cancel::{Cancel, interrupted};
 use crate::config::Home;
+use crate::execute;
 use crate::host::Host;
 use pace::Pace;
 use record::Record;
@@ -55,8 +58,6 @@ struct Table {
 #[derive(Debug)]
 struct Job {
     record: Record,
-    /// Whether it was begun by a node before this one.
-    is_resumed: bool,
     cancel: Cancel,
     state: Mutex<State>,
 }
@@ -109,7 +110,7 @@ impl Jobs {
             let mut table = self.table();
             table.last = table.last.max(record.id);
             tracing::info!(job = record.id, command = record.words(), "job resumed");
-            self.start(&mut table, record, true);
+            self.start(&mut table, record);
         }
         Ok(count)
     }
@@ -142,14 +143,14 @@ impl Jobs {
         })?;
         table.last = record.id;
         tracing::info!(job = record.id, command = record.words(), "job started");
-        let job = self.start(&mut table, record, false);
+        let job = self.start(&mut table, record);
         let attached = job.attach();
         Ok((job, attached))
     }
 
     /// Lets a job run on a thread of its own.
-    fn start(self: &Arc<Self>, table: &mut Table, record: Record, is_resumed: bool) -> Arc<Job> {
-        let job = Arc::new(Job { record, is_resumed, cancel: Cancel::new(), state: Mutex::default() });
+    fn start(self: &Arc<Self>, table: &mut Table, record: Record) -> Arc<Job> {
+        let job = Arc::new(Job { record, cancel: Cancel::new(), state: Mutex::default() });
         table.jobs.insert(job.record.id, Arc::clone(&job));
         let running = table.jobs.values().filter(|j| j.is_running()).count();
         let ended: Vec<u64> = table.jobs.values().filter(|j| !j.is_running()).map(|j| j.record.id).collect();
@@ -168,17 +169,7 @@ impl Jobs {
 
     fn run(&self, job: &Arc<Job>) {
         let Some(host) = self.host.upgrade() else { return };
-        let (home, request) = (Home::at(&job.record.home), &job.record.request);
-        let listener = Listener(Arc::clone(job));
-        let mut result = host.execute(&home, request, Streams::default(), &listener, &job.cancel);
-        if job.is_resumed
-            && let Err(f) = &result
-            && request.command.was_done_before(f.errno)
-        {
-            // Told: the number alone does not prove it.
-            tracing::warn!(job = job.record.id, what = f.what, cause = f.cause, "taken for done before");
-            result = Ok(Response::Done);
-        }
+        let result = self.result_of(&host, job);
         let stopped = self.table().is_stopping && job.cancel.is_asked();
         // One that the end of the node stopped goes on with the next node.
         if !stopped && let Err(e) = job.record.remove(&self.dir) {
@@ -190,6 +181,43 @@ impl Jobs {
             Err(f) => tracing::error!(job = job.record.id, what = f.what, cause = f.cause, "job failed"),
         }
         job.end(result);
+    }
+
+    /// Does what a job is there for, unless a node before this one did.
+    fn result_of(&self, host: &Arc<Host>, job: &Arc<Job>) -> Done<Response> {
+        let (home, request, cancel) = (Home::at(&job.record.home), &job.record.request, &job.cancel);
+        match &job.record.subject {
+            Some(subject) => match execute::was_done(host, &home, request, subject, cancel) {
+                Ok(true) => {
+                    tracing::info!(job = job.record.id, "job was done before");
+                    return Ok(Response::Done);
+                }
+                Ok(false) => {}
+                // Executing it fails for the same reason and says so, or that has gone meanwhile.
+                Err(f) => {
+                    tracing::warn!(
+                        job = job.record.id,
+                        what = f.what,
+                        cause = f.cause,
+                        "cannot tell whether it was done"
+                    );
+                }
+            },
+            None => self.keep_subject(host, &home, job)?,
+        }
+        host.execute(&home, request, Streams::default(), &Listener(Arc::clone(job)), cancel)
+    }
+
+    /// Adds to the file of a job what it is about.
+    fn keep_subject(&self, host: &Arc<Host>, home: &Home, job: &Job) -> Done<()> {
+        // Where that cannot be told, executing it tells why.
+        let Ok(Some(subject)) = execute::subject(host, home, &job.record.request, &job.cancel) else {
+            return Ok(());
+        };
+        let record = Record { subject: Some(subject), ..job.record.clone() };
+        record
+            .write(&self.dir)
+            .map_err(|e| Failure::of(&e, "cannot begin the job", "rbd: job error").advise("nothing was done"))
     }
 
     /// All jobs, oldest first.

@@ -5,17 +5,20 @@
 //!   `{"spec":{…},"type":"ferry"}`.
 //! - Several openers of one source share it; it is closed with the last.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ferry_core::{BlockSource, Error, ErrorKind, Reply, Result};
+use ferry_core::{BlockSource, Error, ErrorKind, Reply, Result, Store};
+use ferry_source::spec::ClusterSpec;
 use ferry_source::{Env, ImageFormat, ImageSpec, Origin, Secrets, SourceSpec, StreamSpec};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use crate::backend::OwnedStore;
+use crate::api::{Cluster, ClusterPools};
+use crate::backend::{OwnedStore, Reached};
 use crate::config::Home;
+use crate::host::Host;
 
 /// The type of a spec that only ferry reads.
 const OWN_TYPE: &str = "ferry";
@@ -158,13 +161,41 @@ impl Sources {
     }
 }
 
+/// Connects to the cluster that a native spec names. What a record keeps of its place leads there again.
+///
+/// # Errors
+/// `Invalid` where the user's key stands in the spec itself; those of the secrets, and of connecting.
+pub(crate) async fn connect(host: &Host, home: &Home, spec: &ClusterSpec) -> Result<Arc<dyn Store>> {
+    let how = spec.to_json();
+    let how =
+        how.ok_or_else(|| Error::invalid("the key of another cluster's user is not kept in the home"))?;
+    let mut settings = BTreeMap::new();
+    if let Some(mon_host) = &spec.mon_host {
+        settings.insert("mon_host".to_owned(), mon_host.clone());
+    }
+    if let Some(keyring) = spec.keyring.as_ref().and_then(|path| path.to_str()) {
+        settings.insert("keyring".to_owned(), keyring.to_owned());
+    }
+    if let Some(key) = &spec.key {
+        settings.insert("key".to_owned(), key.value(&env_of(host.keys(home)?)).await?);
+    }
+    // Nothing of the cluster that this machine's own configuration names.
+    let conf = spec.config.clone().unwrap_or_else(|| PathBuf::from("/dev/null"));
+    let cluster = Cluster { conf: Some(conf), user: spec.user.clone(), settings, pools: ClusterPools::All };
+    Ok(Reached::over(host.stores.connect(&cluster)?.store(), how))
+}
+
+/// What sources are opened with.
+fn env_of(keys: Keys) -> Env {
+    Env { runtime: keys.runtime.clone(), secrets: Arc::new(keys) }
+}
+
 /// Opens a foreign image with the secrets there are.
 ///
 /// # Errors
 /// Those of [`ferry_source::open()`].
 pub(crate) async fn open(keys: Keys, spec: &ImageSpec) -> Result<Arc<dyn BlockSource>> {
-    let env = Env { runtime: keys.runtime.clone(), secrets: Arc::new(keys) };
-    ferry_source::open(spec, &env).await
+    ferry_source::open(spec, &env_of(keys)).await
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use ferry_core::Result;
 use serde_json::{Map, Value};
 
-pub use native::{NativeSpec, PoolRef, SnapRef};
+pub use native::{ClusterSpec, NativeSpec, PoolRef, SnapRef};
 
 use crate::secret::Secret;
 

@@ -7,6 +7,7 @@
 
 mod access;
 mod checklist;
+mod clusters;
 mod faults;
 mod keys;
 mod model;
@@ -333,6 +334,8 @@ fn said(text: &str) -> String {
 fn stock(home: &Home, cluster: &Cluster, line: &str) -> Output {
     let mut command = Command::new("rbd");
     command.current_dir(home.dir()).env("CEPH_CONF", cluster.conf()).env("TZ", "UTC").stdin(Stdio::null());
+    // Without it no image of format 1 is made any more.
+    command.env("RBD_FORCE_ALLOW_V1", "1");
     command.args(line.split_whitespace()).output().unwrap()
 }
 

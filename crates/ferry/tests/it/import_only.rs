@@ -307,7 +307,7 @@ fn e15_a_snapshot_that_is_imported_cannot_vanish() {
 }
 
 #[test]
-fn e15_specs_of_images_of_other_clusters_are_refused() {
+fn e15_a_spec_of_an_image_of_another_cluster_never_means_one_of_this_home() {
     let home = with_disk();
     home.ok("import disk a");
     home.ok("snap create a@s1");

@@ -316,6 +316,15 @@ fn migrations_back_to_back_under_clients_cost_no_byte_and_no_connection() {
     home.ok("check far");
 }
 
+/// A node that dies while it starts, which goes on with what a job of the one before it began.
+fn start_and_kill(home: &Home, after: Duration) {
+    let mut serve = home.command(Name::Ferry);
+    let mut serve = serve.arg("serve").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    thread::sleep(after);
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+}
+
 #[test]
 fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
     let (kills, seed) = (setting("FERRY_ABORT_KILLS", 20), seed());
@@ -325,15 +334,10 @@ fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
     assert_eq!(node.stop(), 0, "{}", home.log());
     let (socket, subjects) = (home.path("home/nbd.sock"), std::slice::from_ref(&subject));
     let mut numbers = Numbers(seed);
-    let mut aborted = 0;
+    let (mut aborted, mut target) = (0, "");
     for round in 0..=kills {
         if numbers.below(3) == 0 {
-            // It may also die while it starts, which goes on with the abort.
-            let mut serve = home.command(Name::Ferry);
-            let mut serve = serve.arg("serve").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            thread::sleep(Duration::from_millis(numbers.below(150)));
-            serve.kill().unwrap();
-            serve.wait().unwrap();
+            start_and_kill(&home, Duration::from_millis(numbers.below(150)));
         }
         let node = home.serve();
         let what = || {
@@ -358,10 +362,12 @@ fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
         }
         // Clients stay while it is switched.
         wait_for_flushes(subjects, subject.ledger.acknowledged().1 + 2);
-        let is_back = exports().contains("rbd/a");
+        // A target of the source's name is offered by that name too: where the abort was killed before it began.
+        let is_migrating = home.ok("status a").contains("Migration:");
+        let is_back = exports().contains("rbd/a") && !(is_migrating && target == "rbd/a");
         if is_back {
             aborted += 1;
-            assert!(!home.ok("status a").contains("migrat"), "{}", what());
+            assert!(!is_migrating, "{}", what());
         }
         if round == kills {
             load.end();
@@ -373,6 +379,7 @@ fn a_node_killed_again_and_again_during_aborts_offers_its_exports_again() {
                 [("far/b", "--object-size 64K"), ("fast/a", ""), ("rbd/a", "--object-size 1M")]
                     [usize::try_from(numbers.below(3)).unwrap()];
             step(&home, &format!("migration prepare a {to} {layout}"));
+            target = to;
             if numbers.below(3) == 0 {
                 step(&home, &format!("migration execute {to} --no-progress"));
             }

@@ -154,6 +154,131 @@ fn a_job_goes_on_with_the_next_node() {
     }
 }
 
+/// Does the job in `file` again, as a node does that finds it, and returns what `job ls` says then.
+fn resumed(home: &Home, file: &str) -> String {
+    fs::write(home.path("home/jobs/1.json"), file).unwrap();
+    let node = home.serve();
+    until("the end of the job", || !home.ok("job ls").contains("running"));
+    let jobs = home.ok("job ls");
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    assert_eq!(fs::read_dir(home.path("home/jobs")).unwrap().count(), 0);
+    jobs
+}
+
+/// The file of the job that executes the migration to `far/b`, as it is while that is under way, and the node that does it.
+fn executing(home: &Home) -> String {
+    home.ok("pool create far --path far");
+    fs::write(home.path("disk"), noise(3, 1 << 20)).unwrap();
+    home.ok("import disk a --object-size 4K");
+    home.ok("migration prepare a far/b");
+    let node = home.serve();
+    let mut asker = home
+        .command(Name::Ferry)
+        .args(["migration", "execute", "far/b", "--limit", "500K", "--no-progress"])
+        .spawn()
+        .unwrap();
+    until("the job", || home.ok("job ls --format json").contains("\"percent\""));
+    let file = fs::read_to_string(home.path("home/jobs/1.json")).unwrap();
+    assert!(file.contains("\"subject\": {"), "{file}");
+    node.kill();
+    asker.wait().unwrap();
+    fs::remove_file(home.path("home/jobs/1.json")).unwrap();
+    file
+}
+
+/// The file of a job that does another thing with what the job in `file` is about.
+fn instead(file: &str, command: &str, options: &serde_json::Value) -> String {
+    let mut job: serde_json::Value = serde_json::from_str(file).unwrap();
+    let image = job["request"]["command"]["Migration"]["Execute"]["image"].take();
+    let mut options = options.clone();
+    options["image"] = image;
+    job["request"]["command"]["Migration"] = serde_json::json!({ command: options });
+    job.to_string()
+}
+
+#[test]
+fn a_job_of_a_migration_counts_as_done_only_where_it_was() {
+    promised("whether a job was done is seen by what is there");
+    let home = Home::new();
+    let execute = executing(&home);
+    let commit = instead(&execute, "Commit", &serde_json::json!({ "force": false, "unverified": false }));
+    let abort =
+        instead(&execute, "Abort", &serde_json::json!({ "accept_loss": false, "pause_limit_ms": null }));
+    // 22, as for an image that is not migrating any more: but this one is.
+    let jobs = resumed(&home, &commit);
+    assert!(jobs.contains("failed"), "{jobs}");
+    assert!(home.ok("status far/b").contains("executing"));
+    // 2, as for an image that is gone: but its store is away.
+    fs::rename(home.path("far"), home.path("away")).unwrap();
+    for file in [&abort, &commit, &execute] {
+        let jobs = resumed(&home, file);
+        assert!(jobs.contains("failed"), "{jobs}");
+    }
+    fs::rename(home.path("away"), home.path("far")).unwrap();
+    let done = |file: &str| {
+        let jobs = resumed(&home, file);
+        assert!(jobs.contains("done") && !jobs.contains("failed"), "{jobs}{}", home.log());
+        home.log().contains("job was done before")
+    };
+    assert!(!done(&execute));
+    assert!(done(&execute));
+    assert!(!done(&commit));
+    assert!(done(&commit) && done(&execute));
+    // Committed is not aborted.
+    let jobs = resumed(&home, &abort);
+    assert!(jobs.contains("failed"), "{jobs}");
+    home.ok("export far/b out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+}
+
+#[test]
+fn a_job_of_an_abort_that_was_done_is_not_done_again() {
+    let home = Home::new();
+    let execute = executing(&home);
+    let abort =
+        instead(&execute, "Abort", &serde_json::json!({ "accept_loss": false, "pause_limit_ms": null }));
+    for before in [false, true] {
+        let jobs = resumed(&home, &abort);
+        assert!(jobs.contains("done") && !jobs.contains("failed"), "{jobs}{}", home.log());
+        assert_eq!(home.log().contains("job was done before"), before);
+    }
+    // The image has moved on: the next migration has nothing to do with that job.
+    home.ok("migration prepare a far/b");
+    let jobs = resumed(&home, &execute);
+    assert!(jobs.contains("failed") || !home.log().contains("job was done before"), "{jobs}");
+    home.ok("migration abort a");
+    home.ok("export a out");
+    assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
+}
+
+#[test]
+fn a_removal_counts_as_done_only_where_the_image_is_gone() {
+    let home = Home::new();
+    home.ok("pool create far --path far");
+    home.ok("create far/a --size 8M");
+    let id = home.ok("info far/a --format json");
+    let id = serde_json::from_str::<serde_json::Value>(&id).unwrap()["id"].as_str().unwrap().to_owned();
+    let remove = serde_json::json!({
+        "id": 1, "home": home.path("home"), "started": 7,
+        "request": {
+            "command": { "Image": { "Remove": { "image": { "pool": "far", "namespace": "", "image": "a" } } } },
+            "overrides": {}, "cluster": null,
+        },
+    });
+    fs::create_dir_all(home.path("home/jobs")).unwrap();
+    // Whoever had the store open gives it back.
+    assert_eq!(home.serve().stop(), 0);
+    // A job that died before it knew what it is about.
+    fs::rename(home.path("far"), home.path("away")).unwrap();
+    let jobs = resumed(&home, &remove.to_string());
+    assert!(jobs.contains("failed"), "{jobs}");
+    fs::rename(home.path("away"), home.path("far")).unwrap();
+    assert!(home.ok("info far/a --format json").contains(&id));
+    let jobs = resumed(&home, &remove.to_string());
+    assert!(jobs.contains("done"), "{jobs}{}", home.log());
+    assert_eq!(home.ok("ls far"), "");
+}
+
 #[test]
 fn a_job_can_be_cancelled_and_done_again() {
     let home = with_clone(6_000);

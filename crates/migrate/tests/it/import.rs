@@ -382,7 +382,7 @@ impl Case {
         assert!(read <= bytes.len() as u64 * 105 / 100, "{read} of {} bytes", bytes.len());
     }
 
-    /// A first write waits for what its own blocks need of the source, and for nothing else of the object.
+    /// A first write, or discard, waits for what its own blocks need of the source, and for nothing else of the object.
     pub(crate) async fn written_at_once(mut self) {
         let size = 4 << 20;
         self.has_parent = false;
@@ -420,6 +420,20 @@ impl Case {
         assert!(device.read(0, size as u64).await.unwrap() == wanted);
         let aside = |names: Vec<String>| names.iter().filter(|n| n.contains(".early")).count();
         assert_eq!(aside(self.names().await), 3, "two objects, and the index of them");
+        let before = source.bytes_read();
+        let mut cut = async |offset: usize, length: usize| {
+            wanted[offset..offset + length].fill(0);
+            device.discard(offset as u64, length as u64).await.unwrap();
+        };
+        cut(3 << 20, 1 << 20).await;
+        cut((1 << 20) + 8192, 16384).await;
+        assert_eq!(source.bytes_read(), before, "whole objects and blocks need nothing of the source");
+        cut(5000, 100_000).await;
+        assert!(source.bytes_read() - before <= 8192, "the two blocks it cuts");
+        assert_eq!(aside(self.names().await), 6, "two objects more, and zeros");
+        assert!(device.read(0, size as u64).await.unwrap() == wanted);
+        let before_abort = Import::find(&pool, self.target.name).await.unwrap();
+        assert!(!import_losses(&before_abort).await.unwrap().what.is_empty());
         device.close().await.unwrap();
 
         let before = source.bytes_read();
@@ -428,6 +442,11 @@ impl Case {
         let image = Image::open(&pool, self.target.name, Opening::ReadOnly).await.unwrap();
         let head = image.revision().await.unwrap();
         assert!(head.read_bytes(0, size as u64).await.unwrap() == wanted);
+        let gone = [(8192, 94_208), ((1 << 20) + 8192, 16384), (3 << 20, 1 << 20)];
+        for (offset, length) in gone {
+            let data = head.read(offset, length).await.unwrap();
+            assert_eq!(data.extents, [], "what was discarded takes no space");
+        }
         let t = image.at_snapshot("t").unwrap().revision().await.unwrap();
         assert!(t.read_bytes(0, size as u64).await.unwrap() == at_t);
         assert_eq!(aside(self.names().await), 0);

@@ -118,6 +118,7 @@ fn what_went_wrong_once_goes_well() {
         (6839, Kind::CutOneStore),
         (12_007, Kind::CutOneStore),
         (20_504, Kind::CutTwoStores),
+        (101_442, Kind::CutOneStore),
     ] {
         let tally = futures_executor::block_on(Case::new(seed, kind).run());
         assert!(tally.deaths.load(Ordering::Relaxed) > 0, "{kind:?} seed {seed}: nobody died");

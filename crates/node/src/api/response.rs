@@ -291,8 +291,10 @@ pub struct ParentInfo {
 pub struct ListedImage {
     /// Image's name.
     pub image: String,
-    /// Image's id.
+    /// Image's id; empty for format 1.
     pub id: String,
+    /// Image format: 1 or 2.
+    pub format: u8,
     /// For a snapshot: name and id.
     pub snap: Option<(String, u64)>,
     /// Size.
@@ -319,8 +321,10 @@ pub struct Striping {
 pub struct ImageInfo {
     /// Its name; `None` where it was opened by id.
     pub name: Option<String>,
-    /// Its id.
+    /// Its id; empty for format 1.
     pub id: String,
+    /// Image format: 1 or 2.
+    pub format: u8,
     /// Size.
     pub size: u64,
     /// Objects it may have.

@@ -3,9 +3,9 @@
 use ferry_core::lock::LockKind;
 use ferry_core::{ErrorKind, Namespace, PoolId, Result};
 use ferry_image::encoding::{
-    LOCK_NAME, MigrationRecord, MigrationSide, ParentRecord, Protection, SnapshotNamespace,
+    LOCK_NAME, MigrationRecord, MigrationSide, ParentRecord, Protection, SnapshotNamespace, told_id,
 };
-use ferry_image::header::{self, Opening};
+use ferry_image::header::{self, Header, Opening};
 use ferry_image::image::Image;
 use ferry_image::layout::Layout;
 use ferry_image::pool::Pool;
@@ -56,9 +56,11 @@ pub(super) async fn listed(pool: &Pool, name: &str, id: &str) -> Result<Vec<List
     let lock = pool.store.lock_info(&image.header_object(), LOCK_NAME).await?;
     let lock = (!lock.lockers.is_empty())
         .then(|| if lock.kind == LockKind::Shared { "shared" } else { "exclusive" }.to_owned());
+    let (id, format) = (told_id(id), format_of(&image.header));
     let mut lines = vec![ListedImage {
         image: name.to_owned(),
         id: id.to_owned(),
+        format,
         snap: None,
         size: image.header.size,
         parent: parent(&image).await?,
@@ -70,6 +72,7 @@ pub(super) async fn listed(pool: &Pool, name: &str, id: &str) -> Result<Vec<List
         lines.push(ListedImage {
             image: name.to_owned(),
             id: id.to_owned(),
+            format,
             snap: Some((snap.name.clone(), snap.id.0)),
             size: at.size()?,
             parent: parent(&at).await?,
@@ -78,6 +81,11 @@ pub(super) async fn listed(pool: &Pool, name: &str, id: &str) -> Result<Vec<List
         });
     }
     Ok(lines)
+}
+
+/// The image format's number.
+fn format_of(header: &Header) -> u8 {
+    if header.format1.is_some() { 1 } else { 2 }
 }
 
 /// All that `info` tells.
@@ -98,7 +106,8 @@ pub(super) async fn info(image: &Image, by_name: bool) -> Result<ImageInfo> {
     let size = image.size()?;
     Ok(ImageInfo {
         name: by_name.then(|| image.name.clone()),
-        id: image.id.clone(),
+        id: told_id(&image.id).to_owned(),
+        format: format_of(header),
         size,
         objects: Layout::new(header.order, header.stripe_unit, header.stripe_count)?.object_count(size),
         order: header.order,
@@ -145,7 +154,7 @@ async fn migration(image: &Image, record: &MigrationRecord) -> Result<Migration>
         pool: image.pool.info.name.clone(),
         namespace: image.pool.namespace.as_str().to_owned(),
         image: image.name.clone(),
-        id: image.id.clone(),
+        id: told_id(&image.id).to_owned(),
     };
     let (source, target) = if record.is_import() {
         (MigrationSource::Spec(crate::sources::shown(&record.source_spec)), here)

@@ -86,8 +86,7 @@ fn like(header: &Header) -> CreateOptions {
 
 /// As the settings say.
 fn by_settings(settings: &Settings, rbd: &str) -> Done<CreateOptions> {
-    let features = Features::parse(settings.get("rbd_default_features"))
-        .map_err(failed("the setting rbd_default_features cannot be read", rbd))?;
+    let features = default_features(settings, rbd)?;
     let (stripe_unit, stripe_count) = stripes_by(settings);
     let order = settings.number("rbd_default_order").and_then(|o| u8::try_from(o).ok());
     Ok(CreateOptions {
@@ -97,6 +96,12 @@ fn by_settings(settings: &Settings, rbd: &str) -> Done<CreateOptions> {
         stripe_count,
         ..CreateOptions::default()
     })
+}
+
+/// What a new image can do as the settings say.
+pub(super) fn default_features(settings: &Settings, rbd: &str) -> Done<Features> {
+    Features::parse(settings.get("rbd_default_features"))
+        .map_err(failed("the setting rbd_default_features cannot be read", rbd))
 }
 
 /// Stripe unit and count as the settings say.

@@ -21,6 +21,7 @@ use ferry_migrate::{
     Verification,
 };
 
+use super::layout::default_features;
 use super::pace::{Beside, Throttle};
 use super::switch::PAUSE_MAX;
 use super::{Run, Serving, failed};
@@ -96,6 +97,11 @@ impl Run<'_> {
                 Manner::Rbd => Striping::Inherited,
             },
             shared: layout.shared,
+            features_of_format1: match manner {
+                // Without layering, which cannot be switched on later, it could never be cloned.
+                Manner::Ferry => default_features(&self.settings_in(&to).await?, rbd)?,
+                Manner::Rbd => Features::NONE,
+            },
             flatten,
         };
         let prepare = async |is_over: &Cancel| {

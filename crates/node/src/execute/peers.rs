@@ -8,10 +8,11 @@ use ferry_image::peers::{Peers, check_pin};
 
 use super::{Run, Silent};
 use crate::api::Cluster;
-use crate::backend::{Got, IfMissing, Names, Stoppable};
+use crate::backend::{Got, IfMissing, Names, Reached, Stoppable};
 use crate::cancel::Cancel;
 use crate::config::Home;
 use crate::host::Host;
+use crate::sources;
 
 /// The stores a home names.
 #[derive(Debug)]
@@ -87,7 +88,14 @@ impl HomePeers {
 
 impl Peers for HomePeers {
     fn store(&self, identity: [u8; 16], place: &str) -> Reply<Arc<dyn Store>> {
-        Reply::ready(self.find(identity, place))
+        let Some(cluster) = Reached::cluster_of(place) else {
+            return Reply::ready(self.find(identity, place));
+        };
+        let (host, home) = (Arc::clone(&self.host), self.home.clone());
+        Reply::pending(async move {
+            let store = sources::connect(&host, &home, &cluster).await?;
+            Ok(Stoppable::over(store, Cancel::new(), Names::new()))
+        })
     }
 
     fn source(&self, spec: &str, pin: Option<&str>) -> Reply<Arc<dyn BlockSource>> {

@@ -2,6 +2,7 @@
 
 use ferry_core::{Error, SnapId};
 use ferry_image::diff::Granularity;
+use ferry_image::encoding::told_id;
 use ferry_image::features::{Features, Flags};
 use ferry_image::header::Opening;
 use ferry_image::image::Image;
@@ -78,7 +79,7 @@ impl Run<'_> {
             if !merged || is_head {
                 report.rows.push(UsageRow {
                     image: image.name.clone(),
-                    id: image.id.clone(),
+                    id: told_id(&image.id).to_owned(),
                     snap: line.snap_name.map(|name| (name, line.at.0)),
                     provisioned: line.provisioned_bytes,
                     used: if merged { used_total } else { line.used_bytes },

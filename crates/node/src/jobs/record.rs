@@ -4,13 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ferry_core::{Errno, Error, ErrorKind, Result};
+use ferry_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
     CloneCommand, Command, ImageCommand, MigrationCommand, ObjectMapCommand, Request, TrashCommand,
 };
 use crate::config::Home;
+use crate::execute::Subject;
 
 /// What has to be known to do a job again from its start, which goes on where it was.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,11 +24,14 @@ pub(super) struct Record {
     pub(super) request: Request,
     /// Seconds since 1970.
     pub(super) started: u64,
+    /// What it is about, known before it changes anything; `None` where it would not fail if it were done again.
+    #[serde(default)]
+    pub(super) subject: Option<Subject>,
 }
 
 impl Record {
     pub(super) fn new(id: u64, home: &Home, request: &Request, started: u64) -> Self {
-        Self { id, home: home.dir().to_path_buf(), request: request.clone(), started }
+        Self { id, home: home.dir().to_path_buf(), request: request.clone(), started, subject: None }
     }
 
     /// Whether it does the same.
@@ -139,24 +143,6 @@ impl Command {
                 Some(format!("migration abort {image}"))
             }
             Self::Migration(MigrationCommand::Prepare { .. } | MigrationCommand::Import { .. }) => None,
-        }
-    }
-
-    /// Whether a job that is done again fails like this because it was done before: the node ended between the end of the job and
-    /// the end of its file.
-    pub(super) fn was_done_before(&self, errno: i32) -> bool {
-        match self {
-            Self::Image(ImageCommand::Remove { .. }) | Self::Trash(TrashCommand::Remove { .. }) => {
-                errno == Errno::ENOENT.0
-            }
-            Self::Clone(CloneCommand::Flatten { .. })
-            | Self::Migration(MigrationCommand::Execute { .. } | MigrationCommand::Commit { .. }) => {
-                errno == Errno::EINVAL.0
-            }
-            Self::Migration(MigrationCommand::Abort { .. }) => {
-                errno == Errno::ENOENT.0 || errno == Errno::EINVAL.0
-            }
-            _ => false,
         }
     }
 }

@@ -25,7 +25,7 @@ const SECRET_KEYS: [&str; 9] = [
 ];
 
 /// Keys whose values are paths of files.
-const PATH_KEYS: [&str; 2] = ["file_path", "ca_file"];
+const PATH_KEYS: [&str; 4] = ["file_path", "ca_file", "config_path", "keyring_path"];
 
 /// Answers what stands in the place of a secret; is told what it is and its value.
 type Keep<'a> = &'a mut dyn FnMut(&str, &str) -> Result<String>;

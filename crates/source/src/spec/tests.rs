@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use ferry_core::{ErrorKind, Result};
 
-use super::{ImageSpec, Origin, PoolRef, SnapRef, SourceSpec, StreamSpec};
+use super::{ClusterSpec, ImageSpec, Origin, PoolRef, SnapRef, SourceSpec, StreamSpec};
 
 fn image(text: &str) -> ImageSpec {
     match SourceSpec::parse(text).unwrap().origin {
@@ -108,9 +108,49 @@ fn what_rbd_refuses_of_native_specs_is_refused_with_its_texts_and_numbers() {
         let text = format!(r#"{{"type":"native",{keys}}}"#);
         assert_eq!(refusal(&text), (clause.to_owned(), 22), "{text}");
     }
-    let elsewhere =
-        r#"{"type":"native","cluster_name":"far","pool_name":"p","image_name":"i","snap_name":"s"}"#;
-    assert_eq!(SourceSpec::parse(elsewhere).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// The cluster that a native spec with these keys names.
+fn cluster(keys: &str) -> Result<ClusterSpec> {
+    let text = format!(r#"{{"type":"native",{keys},"pool_name":"p","image_name":"i","snap_name":"s"}}"#);
+    let spec = SourceSpec::parse(&text)?;
+    let Origin::Native(native) = spec.origin() else { panic!("not native") };
+    Ok(*native.cluster.clone().unwrap())
+}
+
+#[test]
+fn a_native_spec_names_another_cluster_and_its_user() {
+    let named =
+        cluster(r#""cluster_name":"far","client_name":"client.backup","key_ref":"config://k/1""#).unwrap();
+    assert_eq!(named.config.as_deref(), Some(Path::new("/etc/ceph/far.conf")));
+    assert_eq!(named.user.as_deref(), Some("backup"));
+    assert_eq!(named.key.as_ref().and_then(|k| k.reference()), Some("k/1"));
+    let by_monitor = cluster(r#""mon_host":"[v2:10.0.0.1:3300]","keyring_path":"/k""#).unwrap();
+    assert_eq!((&by_monitor.config, by_monitor.mon_host.as_deref()), (&None, Some("[v2:10.0.0.1:3300]")));
+    for cluster in [named, by_monitor] {
+        let json = cluster.to_json().unwrap();
+        assert_eq!(ClusterSpec::parse(json.as_object().unwrap()).unwrap(), Some(cluster));
+    }
+    let inline = cluster(r#""config_path":"/a","key":"hunter2""#).unwrap();
+    assert_eq!(inline.to_json(), None, "a key goes into no record");
+    assert!(!format!("{inline:?}").contains("hunter2"));
+    for (keys, clause) in [
+        (
+            r#""client_name":"client.a""#,
+            "another cluster needs one of 'cluster_name', 'config_path' and 'mon_host'",
+        ),
+        (r#""cluster_name":"../x""#, "invalid cluster name"),
+        (r#""cluster_name":"x","client_name":"admin""#, "invalid client name"),
+        (r#""cluster_name":"x","key_ref":"hunter2""#, "'key_ref' is no reference (config://KEY)"),
+        (
+            r#""cluster_name":"x","key_ref":"config://k","key":"v""#,
+            "cannot specify both key and key reference",
+        ),
+        (r#""mon_host":7"#, "invalid mon host"),
+    ] {
+        let error = cluster(keys).unwrap_err();
+        assert_eq!((error.clause(), error.errno().0), (clause, 22), "{keys}");
+    }
 }
 
 #[test]

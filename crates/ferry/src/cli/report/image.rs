@@ -34,7 +34,7 @@ pub(crate) fn images(images: &[ListedImage]) -> String {
             None => "",
         };
         let protected = if image.protected { "yes" } else { "" };
-        table.row([&name, &format_size(image.size), &parent, "2", protected, lock]);
+        table.row([&name, &format_size(image.size), &parent, &image.format.to_string(), protected, lock]);
     }
     table.text()
 }
@@ -49,7 +49,7 @@ pub(crate) fn images_tree(images: &[ListedImage]) -> Node {
         }
         members.push(Node::number("size", image.size));
         members.extend(image.parent.as_ref().map(parent_tree));
-        members.push(Node::number("format", 2));
+        members.push(Node::number("format", image.format));
         if image.snap.is_some() {
             members.push(Node::bool_text("protected", image.protected));
         }
@@ -65,18 +65,18 @@ pub(crate) fn info(info: &ImageInfo) -> String {
         format!("size {} in {} objects", format_size(info.size), info.objects),
         format!("order {} ({} objects)", info.order, format_size(info.object_size)),
         format!("snapshot_count: {}", info.snapshot_count),
-        format!("id: {}", info.id),
     ];
+    lines.extend((!info.id.is_empty()).then(|| format!("id: {}", info.id)));
     lines.extend(info.data_pool.as_ref().map(|pool| format!("data_pool: {pool}")));
     lines.push(format!("block_name_prefix: {}", info.block_name_prefix));
-    lines.push("format: 2".to_owned());
-    lines.push(format!("features: {}", info.features.join(", ")));
-    lines.push(format!("op_features: {}", info.op_features.join(", ")));
-    lines.push(format!("flags: {}", info.flags.join(", ")));
-    for (name, time) in [("create", info.created), ("access", info.accessed), ("modify", info.modified)] {
-        if time != 0 {
-            lines.push(format!("{name}_timestamp: {}", local(time)));
-        }
+    lines.push(format!("format: {}", info.format));
+    if info.format > 1 {
+        lines.push(format!("features: {}", info.features.join(", ")));
+        lines.push(format!("op_features: {}", info.op_features.join(", ")));
+        lines.push(format!("flags: {}", info.flags.join(", ")));
+    }
+    for (name, time) in times(info) {
+        lines.push(format!("{name}: {}", local(time)));
     }
     lines.extend(info.protected.map(|p| format!("protected: {}", if p { "True" } else { "False" })));
     lines.extend(info.snapshot_limit.map(|limit| format!("snapshot_limit: {limit}")));
@@ -96,6 +96,17 @@ pub(crate) fn info(info: &ImageInfo) -> String {
     text
 }
 
+/// When an image was made and used, as far as that is known; of one of format 1 it is not.
+fn times(info: &ImageInfo) -> impl Iterator<Item = (&'static str, u64)> {
+    let times = [
+        ("create_timestamp", info.created),
+        ("access_timestamp", info.accessed),
+        ("modify_timestamp", info.modified),
+    ];
+    let is_known = info.format > 1;
+    times.into_iter().filter(move |(_, time)| is_known && *time != 0)
+}
+
 /// `info`.
 pub(crate) fn info_tree(info: &ImageInfo) -> Node {
     let mut members: Vec<Node> = info.name.iter().map(|name| Node::text("name", name)).collect();
@@ -110,20 +121,16 @@ pub(crate) fn info_tree(info: &ImageInfo) -> Node {
     members.extend(info.data_pool.as_ref().map(|pool| Node::text("data_pool", pool)));
     members.extend([
         Node::text("block_name_prefix", &info.block_name_prefix),
-        Node::number("format", 2),
-        Node::names("features", "feature", &info.features),
-        Node::names("op_features", "op_feature", &info.op_features),
-        Node::names("flags", "flag", &info.flags),
+        Node::number("format", info.format),
     ]);
-    for (name, time) in [
-        ("create_timestamp", info.created),
-        ("access_timestamp", info.accessed),
-        ("modify_timestamp", info.modified),
-    ] {
-        if time != 0 {
-            members.push(Node::text(name, local(time)));
-        }
+    if info.format > 1 {
+        members.extend([
+            Node::names("features", "feature", &info.features),
+            Node::names("op_features", "op_feature", &info.op_features),
+            Node::names("flags", "flag", &info.flags),
+        ]);
     }
+    members.extend(times(info).map(|(name, time)| Node::text(name, local(time))));
     members.extend(info.protected.map(|p| Node::bool_text("protected", p)));
     members.extend(info.snapshot_limit.map(|limit| Node::number("snapshot_limit", limit)));
     if let Some(parent) = &info.parent {
@@ -150,7 +157,8 @@ pub(crate) fn info_tree(info: &ImageInfo) -> Node {
 /// One end of a migration.
 fn end_text(end: &MigrationEnd) -> String {
     let namespace = if end.namespace.is_empty() { String::new() } else { format!("{}/", end.namespace) };
-    format!("{}/{namespace}{} ({})", end.pool, end.image, end.id)
+    let id = if end.id.is_empty() { String::new() } else { format!(" ({})", end.id) };
+    format!("{}/{namespace}{}{id}", end.pool, end.image)
 }
 
 /// `status`.

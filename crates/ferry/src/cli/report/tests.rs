@@ -21,6 +21,7 @@ fn listed(image: &str, snap: Option<(&str, u64)>, parent: Option<ParentInfo>) ->
     ListedImage {
         image: image.to_owned(),
         id: "abc".to_owned(),
+        format: 2,
         snap: snap.map(|(n, id)| (n.to_owned(), id)),
         size: 10 << 20,
         protected: snap.is_some(),
@@ -50,6 +51,7 @@ fn info_has_the_lines_and_keys_of_rbd_in_their_order() {
     let info = ImageInfo {
         name: Some("a".to_owned()),
         id: "10786e948f27".to_owned(),
+        format: 2,
         size: 64 << 20,
         objects: 16,
         order: 22,

@@ -12,11 +12,12 @@ use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::trash;
 use ferry_migrate::{AbortOptions, CommitOptions, ImportFrom, ImportOptions, Imported, prepare_import};
-use ferry_source::spec::{NativeSpec, PoolRef, SnapRef};
+use ferry_source::spec::{ClusterSpec, NativeSpec, PoolRef, SnapRef};
 use ferry_source::{Origin, SourceSpec};
 use serde_json::json;
 
 use crate::api::{Done, Failure, ImageRef, ImportSource, LayoutOptions, Manner, Progress, Streams};
+use crate::backend::{Names, Stoppable};
 use crate::execute::secrets::KeptFor;
 use crate::execute::{Run, failed};
 use crate::sources::{self, Place};
@@ -47,12 +48,13 @@ impl Run<'_> {
         let spec = spec.map_err(cannot)?;
         let pool = self.pool(&target.pool_spec()).await?;
         match spec.origin() {
-            Origin::Native(native) => {
-                let image = self.native(native, &pool).await.map_err(cannot)?;
-                let place = place_of(&image, &pool);
-                let from =
-                    ImportFrom::Snapshot { image: Box::new(image), spec: sources::stored(&spec, place) };
-                self.make_import(&from, &pool, target, layout, manner).await
+            Origin::Native(_) => {
+                let kept = self.without_secrets(&spec, KeptFor::Import, target).map_err(cannot)?;
+                let made = self.import_native(&kept, &pool, target, layout, manner).await;
+                if made.is_err() && !self.is_in_use(&pool, target, &kept).await {
+                    self.forget_secrets(&kept, KeptFor::Import).map_err(cannot)?;
+                }
+                made
             }
             Origin::Image(image) => {
                 let keys = self.host.keys(self.home).map_err(cannot)?;
@@ -132,6 +134,25 @@ impl Run<'_> {
         self.make_import(&from, &pool, target, layout, manner).await
     }
 
+    /// Imports from the snapshot that a native spec names; no secret stands in it.
+    async fn import_native(
+        &self,
+        spec: &SourceSpec,
+        pool: &Pool,
+        target: &ImageSpec,
+        layout: &LayoutOptions,
+        manner: Manner,
+    ) -> Done<()> {
+        let cannot = |e: Error| import_failed(&e, &format!("cannot prepare the import of {target}"), target);
+        let Origin::Native(native) = spec.origin() else {
+            return Err(cannot(Error::invalid("not a native spec")));
+        };
+        let image = self.native(native, pool).await.map_err(cannot)?;
+        let place = place_of(&image, pool);
+        let from = ImportFrom::Snapshot { image: Box::new(image), spec: sources::stored(spec, place) };
+        self.make_import(&from, pool, target, layout, manner).await
+    }
+
     async fn make_import(
         &self,
         from: &ImportFrom,
@@ -163,14 +184,15 @@ impl Run<'_> {
     async fn native(&self, spec: &NativeSpec, target: &Pool) -> Result<Image> {
         let lost = |text: String| Error::not_found(text);
         let namespace = ferry_core::Namespace::new(&spec.namespace);
-        let pool = match &spec.pool {
-            PoolRef::Name(name) => {
+        let pool = match (&spec.cluster, &spec.pool) {
+            (Some(cluster), pool) => self.pool_of_cluster(cluster, pool).await?.in_namespace(&namespace),
+            (None, PoolRef::Name(name)) => {
                 let whole = self.whole_pool(name).await;
                 whole
                     .map_err(|_| lost("invalid pool name".to_owned()).with("pool", name))?
                     .in_namespace(&namespace)
             }
-            PoolRef::Id(id) => {
+            (None, PoolRef::Id(id)) => {
                 let pools = target.store.pools().await?;
                 if !pools.iter().any(|p| p.id.0 == *id) {
                     return Err(lost("invalid pool id".to_owned()).with("pool_id", id));
@@ -193,6 +215,20 @@ impl Run<'_> {
                 found.ok_or_else(|| lost(format!("failed to set snapshot {id}")))
             }
         }
+    }
+
+    /// A pool of a cluster that only the spec names.
+    async fn pool_of_cluster(&self, cluster: &ClusterSpec, pool: &PoolRef) -> Result<Pool> {
+        let store = sources::connect(self.host, self.home, cluster).await?;
+        let store = Stoppable::over(store, self.cancel.clone(), Names::new());
+        let pools = store.pools().await?;
+        let found = pools.into_iter().find(|info| match pool {
+            PoolRef::Name(name) => info.name == *name,
+            PoolRef::Id(id) => info.id.0 == *id,
+        });
+        let name = found.ok_or_else(|| Error::not_found("the other cluster has no such pool"))?.name;
+        let pool = Pool::open(store, self.env.clone(), &name, &ferry_core::Namespace::default()).await?;
+        Ok(pool.with_peers(self.peers()))
     }
 
     /// Whether an import that is there refers to the secrets of this spec.
