@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   checks, verification          nothing is changed by what is refused
+//!   the receipt is drawn up       with what was verified
 //!   clones still at the source    to the target
 //!   source: note committing       durable before the next: from here only forward
 //!   target: plain                 its note still tells where the source is
 //!   source: snapshots · data · header · trash entry
+//!   the receipt is given out
 //!   target: the note goes
 //! ```
 
@@ -30,12 +32,45 @@ pub struct CommitOptions<'a> {
     pub unverified: bool,
     /// How to compare them.
     pub comparing: Comparing<'a>,
+    /// Who keeps the receipt, if anybody does.
+    pub receipts: Option<&'a dyn Receipts>,
+}
+
+/// Keeps receipts through the death of whoever commits.
+///
+/// A commit that goes on after a death verifies nothing any more, so what was found out is kept before the point of no return; and a
+/// commit that came to its end is not found again, so the receipt is given out before that.
+pub trait Receipts: Send + Sync + std::fmt::Debug {
+    /// All is verified, and nothing is changed yet. Another may have been drawn up before, by a commit that came no further.
+    ///
+    /// # Errors
+    /// Any: the commit is refused then.
+    fn draw_up(&self, receipt: &Receipt) -> Result<()>;
+
+    /// All is committed but for the note that says so. What was drawn up counts; `receipt` does where nothing was. May be called
+    /// again.
+    ///
+    /// # Errors
+    /// Any: the note stays then, and the same commit goes on.
+    fn give_out(&self, receipt: &Receipt) -> Result<()>;
+}
+
+impl CommitOptions<'_> {
+    /// See [`Receipts::draw_up`].
+    pub(crate) fn draw_up(&self, receipt: &Receipt) -> Result<()> {
+        self.receipts.map_or(Ok(()), |receipts| receipts.draw_up(receipt))
+    }
+
+    /// See [`Receipts::give_out`].
+    pub(crate) fn give_out(&self, receipt: &Receipt) -> Result<()> {
+        self.receipts.map_or(Ok(()), |receipts| receipts.give_out(receipt))
+    }
 }
 
 /// What was committed.
 #[derive(Clone, Debug)]
 pub struct Receipt {
-    /// The migration.
+    /// The migration; zeros where no other than `rbd` prepared it.
     pub uuid: [u8; 16],
     /// When.
     pub at: Timestamp,
@@ -55,7 +90,7 @@ pub struct Receipt {
 ///
 /// # Errors
 /// `Invalid` (22) before everything is executed; `Busy` (16) where clones hang on the image and `force` is not given (facts
-/// `clones`); `Corrupt` (117) where source and target differ (fact `first_difference`); those of the stores.
+/// `clones`); `Corrupt` (117) where source and target differ (fact `first_difference`); those of the stores and of [`Receipts`].
 ///
 /// # Crash safety
 /// See the module. Killed, the same call finishes.
@@ -65,11 +100,15 @@ pub async fn commit(mut ends: Ends, options: CommitOptions<'_>, progress: Progre
         || committed(&ends.target, MigrationPhase::Committed);
     let verification = if is_over { None } else { check(&ends, options).await? };
     let receipt = receipt(&ends, verification);
+    if !is_over {
+        options.draw_up(&receipt)?;
+    }
     if !committed(&ends.target, MigrationPhase::Committed) {
         relink(&mut ends).await?;
         pass_over(&mut ends).await?;
     }
     remove_end(&mut ends.source, TrashSource::Migration, progress).await?;
+    options.give_out(&receipt)?;
     ends.target.reload().await?;
     if ends.target.header.is_some() {
         ends.target
@@ -176,14 +215,14 @@ async fn pass_over(ends: &mut Ends) -> Result<()> {
             .await?;
         ends.source.pool.store.flush().await?;
     }
-    make_plain(&mut ends.target, true).await
+    make_plain(&mut ends.target).await
 }
 
-/// Makes a target a plain image, in one op; its note is kept until the other end has been cleared up too, or goes at once.
-pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
+/// Makes a target a plain image, in one op; its note is kept until all else is cleared up.
+pub(crate) async fn make_plain(end: &mut End) -> Result<()> {
     let mut target = end.open().await?;
     // Clients may wait for the lock: it is given back whatever comes of this.
-    let changed = become_plain(&mut target, keeps_note).await;
+    let changed = become_plain(&mut target).await;
     target.close().await?;
     changed?;
     end.pool.store.flush().await?;
@@ -191,7 +230,7 @@ pub(crate) async fn make_plain(end: &mut End, keeps_note: bool) -> Result<()> {
 }
 
 /// As [`make_plain`], of an image that is open.
-async fn become_plain(target: &mut Image, keeps_note: bool) -> Result<()> {
+async fn become_plain(target: &mut Image) -> Result<()> {
     target.acquire().await?;
     sweep(target, Swept::All).await?;
     // From here on nothing is compared any more.
@@ -203,9 +242,6 @@ async fn become_plain(target: &mut Image, keeps_note: bool) -> Result<()> {
     target
         .update_header(|h| {
             h.end_migration();
-            if !keeps_note {
-                h.intent = None;
-            }
             if let Some(intent) = &mut h.intent {
                 intent.phase = MigrationPhase::Committed;
                 intent.base = None;

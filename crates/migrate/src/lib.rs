@@ -28,7 +28,7 @@ mod removal;
 mod verify;
 
 pub use abort::{AbortOptions, Carried, LiveAbort, Losses, Restored, abort, losses, restore};
-pub use commit::{CommitOptions, Receipt, clones, commit};
+pub use commit::{CommitOptions, Receipt, Receipts, clones, commit};
 pub use ends::{End, Ends, Finding};
 pub use execute::{Control, Copied, Pace, execute};
 pub use import::{

@@ -356,7 +356,7 @@ fn sibling(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// Writes a new file and puts it in the place of `path`, durably.
-fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let new_path = sibling(path, "new");
     match fs::remove_file(&new_path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -135,6 +135,19 @@ fn again(home: &Home, line: &str) {
     assert!([0, 2, 22].contains(&run.code), "{line} once more: {run:?}");
 }
 
+/// Whether the migration left its one receipt, which tells what was verified, and nothing half written.
+fn has_receipt(home: &Home) -> bool {
+    let Ok(found) = fs::read_dir(home.path("home/receipts")) else { return false };
+    let found: Vec<_> = found.map(|f| f.unwrap().path()).collect();
+    if found.is_empty() {
+        return false;
+    }
+    let receipt: serde_json::Value = serde_json::from_slice(&fs::read(&found[0]).unwrap()).unwrap();
+    assert!(found.len() == 1 && found[0].extension().unwrap() == "json", "{found:?}");
+    assert_eq!(receipt["verified"].as_array().unwrap().len(), 3, "{receipt}");
+    true
+}
+
 /// Objects of the data and metadata of a store.
 fn objects(home: &Home, pool: &str) -> u64 {
     let report = home.ok(&format!("check {pool}"));
@@ -208,6 +221,7 @@ fn every_change(way: Way) -> Vec<u64> {
             }
             let image = if goes_back { "rbd/a" } else { target };
             wanted.check(&home, image, &what);
+            assert_eq!(has_receipt(&home), !goes_back, "{what}");
             let left = emptied(&home, image, way);
             // Fewer where it died before a pool's own objects were made.
             let most = usual[usize::from(goes_back)];

@@ -424,13 +424,19 @@ fn e01_clients_go_on_and_those_that_ferry_does_not_serve_are_refused() {
     writes("refused", 700);
     drop(watch.stdin.take());
     assert!(watch.wait().unwrap().success());
-    assert_eq!(step(&home, "migration prepare a far/b --object-size 64K").len(), 1);
+    let pauses = step(&home, "migration prepare a far/b --object-size 64K");
+    assert_eq!(pauses.len(), 1);
     writes("prepared", 1500);
     assert!(home.ok("export ls").contains("far/b"));
     step(&home, "migration execute far/b --no-progress");
     writes("executed", 2500);
     step(&home, "migration commit far/b --no-progress");
     writes("committed", 3500);
+    let receipts: Vec<_> = fs::read_dir(home.path("home/receipts")).unwrap().collect();
+    let receipt = fs::read(receipts[0].as_ref().unwrap().path()).unwrap();
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt).unwrap();
+    let told = serde_json::json!([{ "clients_of": "export vm", "milliseconds": pauses[0] }]);
+    assert!(receipts.len() == 1 && receipt["pauses"] == told, "{receipt}");
     assert_eq!(node.stop(), 0, "{}", home.log());
 }
 

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   commit   checks, verification
+//!            the receipt is drawn up
 //!            target: note committing    from here only forward
-//!            target: plain              where an image was imported from, its note still tells which
+//!            target: plain              its note still tells from where it was imported
 //!            source: pin gone
+//!            the receipt is given out
 //!            target: the note goes
 //!   abort    checks
 //!            target: Aborting           it reads nothing of the source any more
@@ -14,7 +16,7 @@
 
 use ferry_core::{Errno, Error, ErrorKind, ReadOp, Result, SnapId};
 use ferry_image::diff::Diff;
-use ferry_image::encoding::{MigrationPhase, MigrationState, Origin, SnapshotNamespace, TrashSource};
+use ferry_image::encoding::{MigrationPhase, MigrationState, SnapshotNamespace, TrashSource};
 use ferry_image::layout::ObjectNo;
 use ferry_image::pool::Pool;
 use ferry_image::progress::Progress;
@@ -41,8 +43,8 @@ pub async fn commit_import(
     options: CommitOptions<'_>,
     progress: Progress<'_>,
 ) -> Result<Receipt> {
-    let verification =
-        if import.is_committed() { None } else { check_commit(&import, options, progress).await? };
+    let is_over = import.is_committed();
+    let verification = if is_over { None } else { check_commit(&import, options, progress).await? };
     let receipt = Receipt {
         uuid: import.target.intent().map_or([0; 16], |i| i.uuid),
         at: import.target.pool.env.clock.now(),
@@ -52,12 +54,15 @@ pub async fn commit_import(
         size: import.target.need_header()?.size,
         verification,
     };
+    if !is_over {
+        options.draw_up(&receipt)?;
+    }
     if import.target.record().is_some() {
-        let keeps_note = matches!(import.origin(), Some(Origin::Snapshot(_)));
         set_committing(&mut import).await?;
-        make_plain(&mut import.target, keeps_note).await?;
+        make_plain(&mut import.target).await?;
     }
     import.unpin().await?;
+    options.give_out(&receipt)?;
     if import.target.intent().is_some() {
         import
             .target

@@ -27,6 +27,7 @@ use ferry_migrate::{Against, Comparing, PointReport, PrepareOptions, Verificatio
 
 use crate::fault::{FaultStore, Faults};
 use crate::power::{Machine, Stores};
+use crate::receipts::Drawer;
 
 /// Where an image moves, and whether the one who moves it dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub(crate) struct Case {
     /// What was found when all of an image was compared last.
     pub(crate) promised: Mutex<Option<Shadow>>,
     pub(crate) tally: Tally,
+    /// Of its commit.
+    pub(crate) receipts: Drawer,
 }
 
 /// Deaths, and a number that says which they were: two runs of one seed on the same code have the same.
@@ -228,6 +231,7 @@ impl Case {
             foreign,
             promised: Mutex::default(),
             tally,
+            receipts: Drawer::default(),
         }
     }
 

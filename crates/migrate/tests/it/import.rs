@@ -15,7 +15,7 @@ use ferry_image::pool::Pool;
 use ferry_image::progress::silent;
 use ferry_image::snapshot;
 use ferry_migrate::{
-    AbortOptions, CommitOptions, Comparing, Control, Finding, Import, ImportFrom, ImportOptions,
+    AbortOptions, CommitOptions, Comparing, Control, Finding, Import, ImportFrom, ImportOptions, Receipts,
     abort_import, commit_import, execute_import, import_losses, prepare_import, verify_import,
 };
 
@@ -82,6 +82,7 @@ impl Case {
         }
         self.check_pinned(&plan).await?;
         self.import_to_the_end(&plan, Verb::Commit).await?;
+        self.receipts.check(self.seed);
         self.foreign = None;
         self.check("committed", &target, &now).await?;
         let pool = self.pool(&target).await;
@@ -247,7 +248,8 @@ impl Case {
                     Finding::Plain if again => return Ok(()),
                     other => panic!("seed {}: {other:?}", self.seed),
                 };
-                let options = CommitOptions { force: true, ..CommitOptions::default() };
+                let receipts = Some(&self.receipts as &dyn Receipts);
+                let options = CommitOptions { force: true, receipts, ..CommitOptions::default() };
                 commit_import(import, options, &mut silent).await.map(drop)
             }
             Verb::Abort => {

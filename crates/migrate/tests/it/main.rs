@@ -9,6 +9,7 @@ mod import;
 mod maps;
 mod points;
 mod power;
+mod receipts;
 mod rivals;
 mod shrunk;
 mod steps;

@@ -10,7 +10,8 @@ use ferry_image::image::Image;
 use ferry_image::progress::silent;
 use ferry_image::{rollback, snapshot};
 use ferry_migrate::{
-    AbortOptions, CommitOptions, Comparing, Control, Ends, abort, commit, execute, losses, prepare, verify,
+    AbortOptions, CommitOptions, Comparing, Control, Ends, Receipts, abort, commit, execute, losses, prepare,
+    verify,
 };
 use futures_util::future::{Either, join, select};
 
@@ -80,6 +81,7 @@ impl Case {
             return Box::pin(self.abort(&before, &shadow, now, lost)).await;
         }
         self.to_the_end(Verb::Commit).await?;
+        self.receipts.check(self.seed);
         self.check("committed", &target, &now).await?;
         self.check_child("committed").await?;
         let pool = self.pool(&target).await;
@@ -359,7 +361,8 @@ impl Case {
             }
             Verb::Commit => {
                 let Some(ends) = find().await? else { return Ok(()) };
-                let options = CommitOptions { force: true, ..CommitOptions::default() };
+                let receipts = Some(&self.receipts as &dyn Receipts);
+                let options = CommitOptions { force: true, receipts, ..CommitOptions::default() };
                 commit(ends, options, &mut silent).await.map(drop)
             }
             Verb::Abort => {

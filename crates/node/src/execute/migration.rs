@@ -21,6 +21,7 @@ use ferry_migrate::{
     Verification,
 };
 
+use self::receipt::Kept;
 use super::layout::default_features;
 use super::pace::{Beside, Throttle};
 use super::switch::PAUSE_MAX;
@@ -122,19 +123,33 @@ impl Run<'_> {
             .switching(source, target, limit, async || Ok(()), async |(), over: &Cancel| prepare(over).await)
             .await
         {
-            Ok(switched) => match switched.all()? {
-                Prepared::Done(_) => Ok(()),
-                Prepared::Already(_) if manner == Manner::Ferry => {
-                    self.events.advise(&format!(
-                        "{source} is prepared already; `ferry status {target}` shows how far it is"
-                    ));
-                    Ok(())
+            Ok(switched) => {
+                let waited = switched.waited().to_vec();
+                match switched.all()? {
+                    Prepared::Done(ends) => {
+                        let kept = Kept::of(self.home, &ends).prepared(&waited);
+                        self.told(kept, "prepared, but its receipt will not say how long clients waited");
+                        Ok(())
+                    }
+                    Prepared::Already(_) if manner == Manner::Ferry => {
+                        self.events.advise(&format!(
+                            "{source} is prepared already; `ferry status {target}` shows how far it is"
+                        ));
+                        Ok(())
+                    }
+                    Prepared::Already(_) => {
+                        Err(failed(what, rbd)(Error::not_found("image is being migrated already")))
+                    }
                 }
-                Prepared::Already(_) => {
-                    Err(failed(what, rbd)(Error::not_found("image is being migrated already")))
-                }
-            },
+            }
             Err(e) => Err(prepare_failed(&e, what, source, target)),
+        }
+    }
+
+    /// Tells what went wrong with the draft of a receipt, on which nothing depends.
+    fn told(&self, kept: ferry_core::Result<()>, what: &str) {
+        if let Err(e) = kept {
+            self.events.advise(&format!("{what}: {}", e.chain()));
         }
     }
 
@@ -218,8 +233,9 @@ impl Run<'_> {
         let what = format!("cannot commit the migration of {image}");
         let threads = Beside(self.host.runtime().map_err(failed(&what, rbd))?.clone());
         let comparing = Comparing { threads: Some(&threads), ..Comparing::default() };
-        let options = CommitOptions { force, unverified, comparing };
         let moved = self.moved(image, &what, rbd).await?;
+        let kept = moved.receipt(self.home);
+        let options = CommitOptions { force, unverified, comparing, receipts: Some(&kept) };
         let clones =
             if options.force { moved.clones().await.map_err(failed(&what, rbd))? } else { Vec::new() };
         if !clones.is_empty() {
@@ -234,14 +250,10 @@ impl Run<'_> {
         let step = Progress::start(self.events, "Commit image migration");
         let spec = moved.spec().to_owned();
         let committed = moved.commit(options, &mut |d, t| step.at(d, t)).await;
-        let receipt = committed.map_err(|e| commit_failed(&e, &what, rbd, image))?;
+        committed.map_err(|e| commit_failed(&e, &what, rbd, image))?;
         step.done();
         self.reopen_readers(&target).await;
-        let path = receipt::keep(self.home, &receipt).map_err(failed(
-            "the migration is committed, but its receipt cannot be kept",
-            "rbd: receipt error",
-        ))?;
-        self.events.advise(&format!("receipt: {}", path.display()));
+        self.events.advise(&format!("receipt: {}", kept.path().display()));
         self.forget_secrets_of(&spec)
     }
 }

@@ -77,25 +77,28 @@ impl Run<'_> {
             timer.abort();
         }
         let now = if changed.is_ok() { to } else { from };
-        let mut lost = None;
+        let (mut lost, mut waited) = (None, Vec::new());
         for offering in taken {
             let way = offering.way().clone();
-            if let Err(failure) = self.go_on(offering, now).await {
-                tracing::error!(%way, what = failure.what, cause = failure.cause, "clients are cut off");
-                let remedy = match &way {
-                    Way::Export(name) => {
-                        format!("it is removed and added again: `ferry export rm --force {name}`")
-                    }
-                    Way::Device(path) => {
-                        format!("it is mapped again: `ferry device unmap -o force {}`", path.display())
-                    }
-                };
-                lost = Some(failure.advise(format!("clients of {way} get errors until {remedy}")));
+            match self.go_on(offering, now).await {
+                Ok(pause) => waited.push((way, pause)),
+                Err(failure) => {
+                    tracing::error!(%way, what = failure.what, cause = failure.cause, "clients are cut off");
+                    let remedy = match &way {
+                        Way::Export(name) => {
+                            format!("it is removed and added again: `ferry export rm --force {name}`")
+                        }
+                        Way::Device(path) => {
+                            format!("it is mapped again: `ferry device unmap -o force {}`", path.display())
+                        }
+                    };
+                    lost = Some(failure.advise(format!("clients of {way} get errors until {remedy}")));
+                }
             }
         }
         let value = changed?;
         self.catch_up(from, to).await;
-        Ok(Switched { value, lost })
+        Ok(Switched { value, waited, lost })
     }
 
     /// Opens an image again for those that offer it to be read only: they watch nothing, and do not hear that it reads through to
@@ -114,8 +117,8 @@ impl Run<'_> {
         }
     }
 
-    /// Lets the clients of an offered image go on with `image`, and keeps it so for the next node.
-    async fn go_on(&self, taken: Taken, image: &ImageSpec) -> Done<()> {
+    /// Lets the clients of an offered image go on with `image`, and keeps it so for the next node. How long they waited.
+    async fn go_on(&self, taken: Taken, image: &ImageSpec) -> Done<Duration> {
         let spec = SnapSpec { image: image.clone(), snap: taken.image().snap.clone() };
         let way = taken.way().clone();
         let cannot = || failed(format!("{way} cannot go on with {spec}"), "rbd: export error");
@@ -124,7 +127,7 @@ impl Run<'_> {
         let ms = waited.as_millis();
         tracing::info!(%way, image = %spec, waited_ms = u64::try_from(ms).unwrap_or(u64::MAX), "clients switched");
         self.events.advise(&format!("{way} goes on with {spec}; its clients waited {ms} ms"));
-        let Way::Export(name) = &way else { return Ok(()) };
+        let Way::Export(name) = &way else { return Ok(waited) };
         self.home
             .update_exports(|exports| {
                 if let Some(record) = exports.get_mut(name).and_then(ExportRecord::image_mut) {
@@ -132,6 +135,7 @@ impl Run<'_> {
                 }
                 Ok(())
             })
+            .map(|()| waited)
             .map_err(failed(format!("{way} is switched, but not kept so"), "rbd: export error"))
     }
 
@@ -215,11 +219,18 @@ impl Run<'_> {
 #[derive(Debug)]
 pub(super) struct Switched<T> {
     value: T,
+    /// How long clients waited.
+    waited: Vec<(Way, Duration)>,
     /// An export that could not go on.
     lost: Option<Failure>,
 }
 
 impl<T> Switched<T> {
+    /// Whose clients waited, and how long.
+    pub(super) fn waited(&self) -> &[(Way, Duration)] {
+        &self.waited
+    }
+
     /// What the change gave, and why an export could not go on, if one could not.
     pub(super) fn into_parts(self) -> (T, Option<Failure>) {
         (self.value, self.lost)

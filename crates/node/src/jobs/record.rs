@@ -49,7 +49,7 @@ impl Record {
         let cannot = |e: io::Error| Error::io("cannot keep a job", e).with("directory", dir.display());
         fs::create_dir_all(dir).map_err(cannot)?;
         let json = serde_json::to_vec_pretty(self).map_err(|e| cannot(e.into()))?;
-        let new = dir.join(format!("{}.new", self.id));
+        let new = self.new_path(dir);
         let written =
             File::create(&new).and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()));
         written
@@ -58,12 +58,21 @@ impl Record {
             .map_err(cannot)
     }
 
-    /// Forgets it.
+    /// Forgets it, and what a death while it was kept left.
     pub(super) fn remove(&self, dir: &Path) -> Result<()> {
-        match fs::remove_file(self.path(dir)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("cannot forget a job", e)),
-            Ok(()) | Err(_) => Ok(()),
+        for path in [self.path(dir), self.new_path(dir)] {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("cannot forget a job", e));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
+        Ok(())
+    }
+
+    fn new_path(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.new", self.id))
     }
 
     fn path(&self, dir: &Path) -> PathBuf {
@@ -173,8 +182,10 @@ mod tests {
         }
         std::fs::write(dir.join("11.new"), "{").unwrap();
         assert_eq!(load(&dir).unwrap(), [record(9), record(10)]);
+        std::fs::write(dir.join("9.new"), "{").unwrap();
         record(9).remove(&dir).unwrap();
         record(9).remove(&dir).unwrap();
+        assert!(!dir.join("9.new").exists());
         assert_eq!(load(&dir).unwrap(), [record(10)]);
         std::fs::write(dir.join("12.json"), "{").unwrap();
         assert!(load(&dir).unwrap_err().to_string().contains("12.json"));

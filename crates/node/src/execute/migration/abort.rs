@@ -6,12 +6,16 @@ use ferry_migrate::{AbortOptions, Ends, LiveAbort, restore};
 use std::time::Duration;
 
 use super::moved::Moved;
+use super::receipt::Kept;
 use super::spec_of;
 use crate::api::{Done, Failure, Progress};
 use crate::cancel::Cancel;
 use crate::execute::Run;
 use crate::offered::Offering;
 use crate::spec::ImageSpec;
+
+/// What a draft that cannot be removed means.
+const DRAFT_STAYS: &str = "aborted, but a draft of its receipt stays";
 
 /// What may be left to be carried back while clients wait. Bytes; some milliseconds of a disk's time.
 const LITTLE: u64 = 2 << 20;
@@ -34,10 +38,13 @@ impl Run<'_> {
         let ends = match moved {
             Moved::Image(ends) => *ends,
             Moved::Import(import) => {
-                return self.abort_import(&spec_of(&import.target), options, import.spec()).await;
+                let kept = Kept::of_import(self.home, &import.target);
+                self.abort_import(&spec_of(&import.target), options, import.spec()).await?;
+                self.told(kept.forget(), DRAFT_STAYS);
+                return Ok(());
             }
         };
-        let source = ends.source.name.clone();
+        let (source, kept) = (ends.source.name.clone(), Kept::of(self.home, &ends));
         let step = Progress::start(self.events, "Abort image migration");
         let (from, to) = (spec_of(&ends.target), spec_of(&ends.source));
         let failed = |e: &Error, begun| abort_failed(e, &what, rbd, image, &source, begun);
@@ -72,6 +79,7 @@ impl Run<'_> {
         let (restored, lost) = switched.map_err(|e| failed(&e, begun))?.into_parts();
         let removed = restored.remove_target(&mut |done, total| step.at(total + done, total * 2)).await;
         removed.map_err(|e| failed(&e, Begun::Yes))?;
+        self.told(kept.forget(), DRAFT_STAYS);
         if let Some(lost) = lost {
             return Err(lost);
         }

@@ -9,7 +9,9 @@ use ferry_migrate::{
     commit_import, execute, execute_import, verify, verify_import,
 };
 
+use super::receipt::Kept;
 use crate::api::{Done, Failure};
+use crate::config::Home;
 use crate::execute::Run;
 use crate::spec::ImageSpec;
 
@@ -66,6 +68,14 @@ impl Moved {
         match self {
             Self::Image(ends) => &ends.target,
             Self::Import(import) => &import.target,
+        }
+    }
+
+    /// What is kept of it.
+    pub(super) fn receipt(&self, home: &Home) -> Kept {
+        match self {
+            Self::Image(ends) => Kept::of(home, ends),
+            Self::Import(import) => Kept::of_import(home, &import.target),
         }
     }
 

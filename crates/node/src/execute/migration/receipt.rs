@@ -1,34 +1,125 @@
-//! What is kept of a migration that was committed: `<home>/receipts/<uuid>.json`.
+//! What is kept of a migration that was committed: `<home>/receipts/<uuid>.json`. Until then what is known is in a draft beside it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ferry_core::{Error, Result};
-use ferry_migrate::Receipt;
+use ferry_migrate::{End, Ends, Receipt, Receipts};
 use serde_json::{Value, json};
 
-use crate::config::Home;
+use crate::config::{Home, replace};
+use crate::offered::Way;
 use crate::sources::shown;
 
-/// Writes the receipt and gives its path. One that is there already is kept: it has the comparison.
+/// The receipt of one migration.
 ///
-/// # Errors
-/// Those of the operating system.
-pub(super) fn keep(home: &Home, receipt: &Receipt) -> Result<PathBuf> {
-    let uuid: String = receipt.uuid.iter().map(|b| format!("{b:02x}")).collect();
-    let dir = home.dir().join("receipts");
-    let path = dir.join(format!("{uuid}.json"));
-    let cannot = |e| Error::io("cannot keep the receipt of a migration", e).with("file", path.display());
-    if path.exists() {
-        return Ok(path);
-    }
-    fs::create_dir_all(&dir).map_err(cannot)?;
-    let text = format!("{:#}\n", as_json(&uuid, receipt));
-    fs::write(&path, text).map_err(cannot)?;
-    Ok(path)
+/// - The draft is written at prepare, where clients had to wait for it, and when all is verified; it becomes the receipt by its name alone,
+///   for which there is room also on a full disk.
+/// - An abort takes it away.
+#[derive(Debug)]
+pub(super) struct Kept {
+    directory: PathBuf,
+    name: String,
 }
 
-fn as_json(uuid: &str, receipt: &Receipt) -> Value {
+impl Kept {
+    /// That of the migration `uuid` to `target`.
+    fn new(home: &Home, uuid: [u8; 16], target: &End) -> Self {
+        let name = if uuid == [0; 16] {
+            // `rbd` prepared it, and gave it no number; no other image has the target's.
+            target.id.chars().filter(char::is_ascii_alphanumeric).collect()
+        } else {
+            uuid.iter().map(|b| format!("{b:02x}")).collect()
+        };
+        Self { directory: home.dir().join("receipts"), name }
+    }
+
+    /// That of a migration of an image.
+    pub(super) fn of(home: &Home, ends: &Ends) -> Self {
+        let intent = ends.target.intent().or(ends.source.intent());
+        Self::new(home, intent.map_or([0; 16], |i| i.uuid), &ends.target)
+    }
+
+    /// That of an import to `target`.
+    pub(super) fn of_import(home: &Home, target: &End) -> Self {
+        Self::new(home, target.intent().map_or([0; 16], |i| i.uuid), target)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.join(format!("{}.json", self.name))
+    }
+
+    /// Notes how long clients waited at prepare.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(super) fn prepared(&self, waited: &[(Way, Duration)]) -> Result<()> {
+        if waited.is_empty() {
+            return Ok(());
+        }
+        let pauses = waited.iter().map(|(way, pause)| {
+            let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            json!({ "clients_of": way.to_string(), "milliseconds": ms })
+        });
+        self.write(&json!({ "pauses": pauses.collect::<Vec<_>>() }))
+    }
+
+    /// Takes the draft away.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(super) fn forget(&self) -> Result<()> {
+        match fs::remove_file(self.draft()) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(self.cannot(e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn draft(&self) -> PathBuf {
+        self.directory.join(format!("{}.json.draft", self.name))
+    }
+
+    /// The draft, as far as it can be read; what it says of pauses is all that would be missed.
+    fn drafted(&self) -> Value {
+        fs::read(self.draft()).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn write(&self, value: &Value) -> Result<()> {
+        let text = format!("{value:#}\n");
+        let made = fs::create_dir_all(&self.directory);
+        made.and_then(|()| replace(&self.draft(), 0o644, text.as_bytes())).map_err(|e| self.cannot(e))
+    }
+
+    fn cannot(&self, e: io::Error) -> Error {
+        Error::io("cannot keep the receipt of a migration", e).with("file", self.path().display())
+    }
+}
+
+impl Receipts for Kept {
+    fn draw_up(&self, receipt: &Receipt) -> Result<()> {
+        let pauses = self.drafted()["pauses"].take();
+        self.write(&as_json(receipt, &if pauses.is_array() { pauses } else { json!([]) }))
+    }
+
+    fn give_out(&self, receipt: &Receipt) -> Result<()> {
+        if self.path().exists() {
+            return Ok(());
+        }
+        if self.drafted()["committed_at"].is_null() {
+            // The commit was begun under another home, or by another program.
+            self.draw_up(receipt)?;
+        }
+        fs::rename(self.draft(), self.path())
+            .and_then(|()| File::open(&self.directory)?.sync_all())
+            .map_err(|e| self.cannot(e))
+    }
+}
+
+fn as_json(receipt: &Receipt, pauses: &Value) -> Value {
+    let uuid: String = receipt.uuid.iter().map(|b| format!("{b:02x}")).collect();
     let place = |[pool, namespace, image, id]: &[String; 4]| json!({ "pool": pool, "namespace": namespace, "image": image, "id": id });
     let verification = receipt.verification.as_ref().map(|v| {
         let points = v.points.iter().map(|p| {
@@ -57,6 +148,7 @@ fn as_json(uuid: &str, receipt: &Receipt) -> Value {
         "source": source,
         "target": place(&receipt.target),
         "size": receipt.size,
+        "pauses": pauses,
         "verified": verification,
     })
 }
