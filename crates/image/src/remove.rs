@@ -132,9 +132,11 @@ pub async fn check_watchers(image: &Image) -> Result<()> {
     let client = image.pool.store.client();
     match watchers.iter().find(|w| w.client != client || Some(w.handle.0) != mine) {
         None => Ok(()),
-        Some(other) => Err(Error::busy("image still has watchers")
-            .with("watcher", other.client)
-            .with("address", &other.address)),
+        Some(other) => {
+            let error = Error::busy("image still has watchers").with("watcher", other.client);
+            let is_known = !other.address.is_empty();
+            Err(if is_known { error.with("address", &other.address) } else { error })
+        }
     }
 }
 

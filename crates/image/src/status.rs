@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::session::NOTIFY_TIMEOUT;
 
 /// Everybody who has the image open to write, this handle too. Where the store has no list of them, whoever is told to read
-/// the header again, answering or not; their addresses are then unknown and empty.
+/// the header again, answering or not; their addresses are then known of those alone who hold the lock, and empty of others.
 ///
 /// # Errors
 /// Those of the store.
@@ -26,10 +26,14 @@ pub async fn watchers(image: &Image) -> Result<Vec<WatcherInfo>> {
         None => store.notify(&object, Message::HeaderUpdate.encode(), NOTIFY_TIMEOUT).await?,
     };
     let answered = reply.answers.into_iter().map(|(client, handle, _)| (client, handle));
-    Ok(answered
-        .chain(reply.timed_out)
-        .map(|(client, handle)| WatcherInfo { client, handle, address: String::new() })
-        .collect())
+    let found: Vec<_> = answered.chain(reply.timed_out).collect();
+    let locked = if found.is_empty() { Vec::new() } else { lockers(image).await?.lockers };
+    let address_of = |client| {
+        let known = locked.iter().find(|locker| locker.client == client);
+        known.map(|locker| locker.address.clone()).unwrap_or_default()
+    };
+    let watcher = |(client, handle)| WatcherInfo { client, handle, address: address_of(client) };
+    Ok(found.into_iter().map(watcher).collect())
 }
 
 /// Who holds the image's lock, by hand or by having it open.

@@ -1,13 +1,19 @@
 //! Images mapped as block devices by this process.
 //!
 //! Invariants
+//! ```text
+//!           hold              begun                close_if_unused, stop
+//!   Unkept ──────► Beginning ───────► Kept ───────────────────────────────► Closed
+//!      ▲               │ not begun
+//!      └───────────────┘
+//! ```
+//!
 //! - An image is closed after its device is gone.
-//! - A process that ends when nothing is mapped takes no mapping after it decided to end.
+//! - A mapping is taken while somebody keeps the process for it, and never after it was decided to end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +21,7 @@ use ferry_core::{Error, Result};
 use ferry_serve::kernel::{self, Mapped, Unmap};
 
 use crate::api::{DeviceLine, MappedBy};
+use crate::backend::Owner;
 use crate::offered::{Offered, Offering, Way};
 use crate::spec::{ImageSpec, SnapSpec};
 
@@ -26,7 +33,10 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) struct Devices {
     directory: PathBuf,
     state: Mutex<State>,
-    has_holder: AtomicBool,
+    /// Whether the process is kept has changed.
+    changed: Condvar,
+    /// Held while others find this process at `directory`.
+    owner: OnceLock<Owner>,
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +44,21 @@ struct State {
     mapped: BTreeMap<PathBuf, Arc<MappedImage>>,
     /// Mappings being made.
     coming: usize,
-    is_closed: bool,
+    stage: Stage,
+}
+
+/// Whether the process stays for mappings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has asked for that.
+    #[default]
+    Unkept,
+    /// If the first mapping succeeds.
+    Beginning,
+    /// It does.
+    Kept,
+    /// It is about to end.
+    Closed,
 }
 
 /// An image and its device.
@@ -73,8 +97,8 @@ impl Drop for Coming {
 impl Devices {
     /// Devices whose files are mounted in `directory`.
     pub(crate) fn new(directory: PathBuf) -> Arc<Self> {
-        let (state, has_holder) = (Mutex::default(), AtomicBool::new(false));
-        let devices = Arc::new(Self { directory, state, has_holder });
+        let (state, changed, owner) = (Mutex::default(), Condvar::new(), OnceLock::new());
+        let devices = Arc::new(Self { directory, state, changed, owner });
         let watched = Arc::downgrade(&devices);
         let watch = move || {
             while let Some(devices) = watched.upgrade() {
@@ -90,22 +114,46 @@ impl Devices {
         devices
     }
 
-    /// Whether the caller is the one who keeps the process until nothing is mapped: the first who asks.
+    /// Whether the caller is the one who keeps the process until nothing is mapped: the first who asks. Others wait for [`Self::begun`].
     pub(crate) fn hold(&self) -> bool {
-        !self.has_holder.swap(true, Ordering::AcqRel)
+        let mut state = self.state();
+        let is_first = state.stage == Stage::Unkept;
+        if is_first {
+            state.stage = Stage::Beginning;
+        }
+        is_first
     }
 
-    /// Keeps the process from ending until the mapping is made.
-    ///
-    /// # Errors
-    /// `Busy` (16) where it ends.
-    pub(crate) fn begin(self: &Arc<Self>) -> Result<Coming> {
+    /// Whether the one who keeps the process has a reason to: it is kept from now on, or else nobody keeps it.
+    pub(crate) fn begun(&self, is_kept: bool) {
         let mut state = self.state();
-        if state.is_closed {
-            return Err(Error::busy("the process that maps devices is about to end: run the command again"));
+        // One that is told to end ends.
+        if state.stage == Stage::Beginning {
+            state.stage = if is_kept { Stage::Kept } else { Stage::Unkept };
+        }
+        self.changed.notify_all();
+    }
+
+    /// Keeps the process from ending until the mapping is made; `None` where it does not stay for it. Blocks while that is not known.
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<Coming> {
+        let waited = self.changed.wait_while(self.state(), |state| state.stage == Stage::Beginning);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.stage != Stage::Kept {
+            return None;
         }
         state.coming += 1;
-        Ok(Coming { devices: Arc::clone(self) })
+        Some(Coming { devices: Arc::clone(self) })
+    }
+
+    /// Others find this process at the directory for as long as it lives.
+    pub(crate) fn own_directory(&self, owner: Owner) {
+        // The same directory has no second owner.
+        self.owner.set(owner).ok();
+    }
+
+    /// Whether others find this process at the directory.
+    pub(crate) fn is_at_directory(&self) -> bool {
+        self.owner.get().is_some()
     }
 
     /// Maps an open image. What dead processes left is cleared away first. Blocks; on failure the image comes back.
@@ -179,8 +227,10 @@ impl Devices {
     /// Whether nothing is mapped any more; then nothing will be.
     pub(crate) fn close_if_unused(&self) -> bool {
         let mut state = self.state();
-        state.is_closed = state.mapped.is_empty() && state.coming == 0;
-        state.is_closed
+        if state.mapped.is_empty() && state.coming == 0 {
+            state.stage = Stage::Closed;
+        }
+        state.stage == Stage::Closed
     }
 
     /// Takes all away, from those who use them too. Blocks.
@@ -190,7 +240,8 @@ impl Devices {
     pub(crate) fn stop(&self) -> Result<()> {
         let all: Vec<_> = {
             let mut state = self.state();
-            state.is_closed = true;
+            state.stage = Stage::Closed;
+            self.changed.notify_all();
             state.mapped.values().cloned().collect()
         };
         let mut outcome = Ok(());
@@ -244,3 +295,6 @@ impl Devices {
 pub(crate) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
+
+#[cfg(test)]
+mod tests;

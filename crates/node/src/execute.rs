@@ -136,7 +136,7 @@ impl Node {
         Ok(Sent::Nowhere(streams))
     }
 
-    /// Directories where the process that serves a command may be found: the home, and the stores the command names.
+    /// Directories where the process that serves a command may be found: the home, the stores the command names, and the devices.
     fn dirs(&self, request: &Request) -> Done<Vec<PathBuf>> {
         let config = load(&self.home)?;
         let places = request.command.places();
@@ -144,11 +144,17 @@ impl Node {
             Some(cluster) => cluster.pools == ClusterPools::All || !config.pools.contains_key(pool),
             None => false,
         };
+        let is_of_cluster = |pool: &String| in_cluster(pool) || config.rados_place(pool).is_some();
+        let is_map =
+            matches!(request.command, Command::Device(DeviceCommand::Map(_) | DeviceCommand::Hold(_)));
+        // Where the one who maps images of clusters is found, if there is one.
+        let keeper = (is_map && places.pools.iter().all(is_of_cluster)).then(|| self.home.devices());
         if !places.pools.is_empty() && places.pools.iter().all(in_cluster) {
-            // The cluster mediates between its clients itself.
-            return Ok(Vec::new());
+            // The cluster mediates between its clients itself. A node knows images by the names the home has for them.
+            return Ok(keeper.into_iter().collect());
         }
         let mut dirs = vec![self.home.dir().to_path_buf()];
+        dirs.extend(keeper);
         dirs.extend(places.default_store.then(|| self.home.default_store()));
         dirs.extend(places.dirs);
         dirs.extend(places.pools.iter().filter_map(|pool| self.home.store_of(&config, pool)));
@@ -425,11 +431,16 @@ impl Run<'_> {
             }
             Got::Theirs(served) => {
                 let error = served.busy();
-                *self.theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(served);
+                self.send_to(served);
                 return Err(error);
             }
         };
         Ok(self.use_store(StoreKey::Directory(dir.to_path_buf()), owned, Names::new()))
+    }
+
+    /// The command is sent there when it is over, if it has used no store.
+    fn send_to(&self, served: Served) {
+        *self.theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(served);
     }
 
     /// Counts a store among those this command uses.

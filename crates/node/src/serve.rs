@@ -63,6 +63,7 @@ pub fn serve(
     let devices = Devices::new(home.devices());
     // The node itself stays; no mapping has to.
     devices.hold();
+    devices.begun(true);
     host.keep_devices(Arc::clone(&devices));
     open_stores(&host, home)?;
     let cannot = |e: Error| Failure::of(&e, "the node cannot start", "rbd: serve error");

@@ -23,6 +23,7 @@ use crate::fuse::{self, Access, Mount};
 use openers::Claim;
 use setup::{Directories, LoopDevice};
 
+pub use setup::make_directory;
 pub use stale::{Cleaned, clean_stale};
 
 /// How to map.

@@ -104,7 +104,7 @@ pub(crate) fn is_alive(process: &str) -> bool {
     fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-fn size_of(device: &str) -> u64 {
+pub(crate) fn size_of(device: &str) -> u64 {
     run("blockdev", &["--getsize64", device]).trim().parse().unwrap()
 }
 

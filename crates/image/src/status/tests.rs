@@ -156,6 +156,11 @@ fn where_the_store_lists_no_watchers_their_answers_tell() {
             let reader = Image::open(&pool, "a", Opening::ReadOnly).await.unwrap();
             let seen = watchers(&reader).await.unwrap();
             assert_eq!((seen.len(), seen[0].client), (1, other_pool.store.client()));
+            assert_eq!(seen[0].address, "");
+            session.acquire().await.unwrap();
+            let locked = lockers(&reader).await.unwrap();
+            assert_eq!(watchers(&reader).await.unwrap()[0].address, locked.lockers[0].address);
+            assert_ne!(locked.lockers[0].address, "");
             let refused = remove(&pool, "a", UsedParent::Refuse, &mut silent).await.unwrap_err();
             assert_eq!(refused.errno(), Errno::EBUSY);
         });

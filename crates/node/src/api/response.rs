@@ -115,6 +115,13 @@ impl DeviceLine {
         let SnapSpec { image, snap } = image.clone();
         Self { id, device, pool: image.pool, namespace: image.namespace, image: image.image, snap }
     }
+
+    /// Whether it is of an image or snapshot with this name.
+    pub(crate) fn is_of(&self, spec: &SnapSpec) -> bool {
+        let SnapSpec { image, snap } = spec;
+        let named = (&self.pool, &self.namespace, &self.image, &self.snap);
+        named == (&image.pool, &image.namespace, &image.image, snap)
+    }
 }
 
 /// An image offered over NBD.

@@ -1,6 +1,7 @@
 //! What is told about images: parents by name, locks, snapshots, watchers.
 
 use ferry_core::lock::LockKind;
+use ferry_core::watch::WatcherInfo;
 use ferry_core::{ErrorKind, Namespace, PoolId, Result};
 use ferry_image::encoding::{
     LOCK_NAME, MigrationRecord, MigrationSide, ParentRecord, Protection, SnapshotNamespace, told_id,
@@ -9,12 +10,16 @@ use ferry_image::header::{self, Header, Opening};
 use ferry_image::image::Image;
 use ferry_image::layout::Layout;
 use ferry_image::pool::Pool;
+use ferry_image::status::watchers;
 use ferry_image::trash;
 
 use crate::api::{
     ImageInfo, ImageStatus, ListedImage, ListedSnap, Migration, MigrationEnd, MigrationSource, ParentInfo,
     SnapNamespace, Striping, WatcherLine,
 };
+
+/// The address of a watcher whose address is not known.
+const NOWHERE: &str = "-";
 
 /// The parent of an image where it was opened.
 pub(super) async fn parent(image: &Image) -> Result<Option<ParentInfo>> {
@@ -130,17 +135,12 @@ pub(super) async fn info(image: &Image, by_name: bool) -> Result<ImageInfo> {
 
 /// Who uses an image.
 pub(super) async fn status(image: &Image) -> Result<ImageStatus> {
-    let store = &image.pool.store;
-    let mut watchers = Vec::new();
-    if store.capabilities().list_watchers {
-        for watcher in store.list_watchers(&image.header_object()).await? {
-            watchers.push(WatcherLine {
-                address: watcher.address,
-                client: watcher.client.0,
-                cookie: watcher.handle.0,
-            });
-        }
-    }
+    let line = |watcher: WatcherInfo| WatcherLine {
+        address: if watcher.address.is_empty() { NOWHERE.to_owned() } else { watcher.address },
+        client: watcher.client.0,
+        cookie: watcher.handle.0,
+    };
+    let watchers = watchers(image).await?.into_iter().map(line).collect();
     let migration = match &image.header.migration {
         Some(record) => Some(migration(image, record).await?),
         None => None,

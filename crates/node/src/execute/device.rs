@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_core::{Errno, ErrorKind};
+use ferry_core::{Errno, Error, ErrorKind, Result};
 use ferry_serve::fuse::Access;
-use ferry_serve::kernel::{Options, Unmap, clean_stale};
+use ferry_serve::kernel::{Options, Unmap, clean_stale, make_directory};
 
 use super::{Run, failed};
 use crate::api::{
     Command, DeviceCommand, DeviceLine, Done, Failure, MapOptions, MappedBy, Request, Response, Streams,
 };
+use crate::backend::{OWNER_WAIT_MAX, Owner, Taken};
 use crate::control::{Forwarded, Server};
 use crate::devices::{Devices, apart};
 use crate::offered::Offered;
@@ -35,8 +36,9 @@ impl Run<'_> {
 
     /// Maps an image, if this process stays to serve it.
     async fn device_map(&self, options: &MapOptions) -> Done<Option<PathBuf>> {
-        match self.host.devices() {
-            Some(devices) => self.map_in(devices, options).await.map(Some),
+        let Some(devices) = self.host.devices() else { return Ok(None) };
+        match devices.begin() {
+            Some(_coming) => self.map_in(devices, options).await.map(Some),
             None => Ok(None),
         }
     }
@@ -46,9 +48,9 @@ impl Run<'_> {
         let Some(devices) = self.host.devices().filter(|devices| devices.hold()) else {
             return self.device_map(options).await.map(Response::Mapped);
         };
-        // Others come in as soon as the store is open.
-        self.host.door();
-        let device = self.map_in(devices, options).await?;
+        let mapped = self.map_first(devices, options).await;
+        devices.begun(mapped.is_ok());
+        let device = mapped?;
         self.events.say(&device.display().to_string());
         while !self.cancel.is_asked() && !devices.close_if_unused() {
             std::thread::sleep(LOOK);
@@ -58,14 +60,39 @@ impl Run<'_> {
         Ok(Response::Done)
     }
 
+    /// Lets others in and maps an image.
+    async fn map_first(&self, devices: &Arc<Devices>, options: &MapOptions) -> Done<PathBuf> {
+        if self.is_in_cluster(&options.image.image.pool) {
+            let cannot = failed(format!("cannot map {}", options.image), "rbd: map failed");
+            self.be_found(devices).map_err(cannot)?;
+        } else {
+            // They come in as soon as the store is open.
+            self.host.door();
+        }
+        self.map_in(devices, options).await
+    }
+
+    /// Takes commands at the directory of devices: a cluster has no directory where others could look for this process. One
+    /// process at a time does.
+    fn be_found(&self, devices: &Devices) -> Result<()> {
+        let directory = devices.directory();
+        make_directory(directory)?;
+        match Owner::take(directory, OWNER_WAIT_MAX, &|line| self.events.advise(line))? {
+            Taken::Ours(owner) => {
+                devices.own_directory(owner);
+                self.host.door().open_at(directory)
+            }
+            Taken::Served(served) => {
+                let error = served.busy();
+                self.send_to(served);
+                Err(error)
+            }
+        }
+    }
+
     async fn map_in(&self, devices: &Arc<Devices>, options: &MapOptions) -> Done<PathBuf> {
         let spec = &options.image;
         let cannot = || failed(format!("cannot map {spec}"), "rbd: map failed");
-        if self.is_in_cluster(&spec.image.pool) {
-            let text = "images of a Ceph cluster are not mapped by ferry yet: `rbd device map` does";
-            return Err(Failure::plain(Errno::EOPNOTSUPP, text));
-        }
-        let _coming = devices.begin().map_err(cannot())?;
         let is_read_only = options.read_only || spec.snap.is_some();
         let image = self.open_to_serve(spec, is_read_only).await?;
         let shared = self.host.shared().map_err(cannot())?;
@@ -114,6 +141,17 @@ impl Run<'_> {
             MappedBy::Device(device) => device.display().to_string(),
             MappedBy::Image(image) => image.to_string(),
         };
+        if let (MappedBy::Image(image), false) = (which, here) {
+            // In a pool of the home and in one of a cluster, say.
+            let all = self.device_list(false)?.into_iter().filter(|line| line.is_of(image));
+            let all: Vec<String> = all.map(|line| line.device).collect();
+            if all.len() > 1 {
+                let error =
+                    Error::busy("images of this name are mapped more than once").with("at", all.join(", "));
+                return Err(failed(format!("cannot unmap {name}"), "rbd: unmap failed")(error)
+                    .advise("nothing was changed; name the device"));
+            }
+        }
         let how = if force { Unmap::ByForce } else { Unmap::IfUnused };
         if let Some(devices) = self.host.devices() {
             match apart(|| devices.unmap(which, how)) {
@@ -152,13 +190,16 @@ impl Run<'_> {
         }
     }
 
-    /// What other processes that serve stores of this home answer.
+    /// What other processes answer that serve stores of this home, or map images of clusters for it.
     fn ask_others(&self, command: &DeviceCommand) -> Vec<Done<Response>> {
         let mut dirs: BTreeSet<PathBuf> =
             self.config.pools.keys().filter_map(|pool| self.home.store_of(&self.config, pool)).collect();
         dirs.insert(self.home.default_store());
         let ours = self.host.stores.all();
         dirs.retain(|dir| !ours.iter().any(|store| store.door() == Some(dir.as_path())));
+        if !self.host.devices().is_some_and(|devices| devices.is_at_directory()) {
+            dirs.insert(self.home.devices());
+        }
         let request = Request {
             command: Command::Device(command.clone()),
             overrides: BTreeMap::new(),

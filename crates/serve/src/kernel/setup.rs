@@ -47,6 +47,16 @@ pub(super) fn check() -> Result<()> {
         .with("missing", "/dev/loop-control"))
 }
 
+/// Makes the directory in which mappings have theirs, where it is missing.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn make_directory(directory: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| {
+        Error::io("cannot make the directory of devices", e).with("directory", directory.display())
+    })
+}
+
 /// The directory in which mappings have theirs.
 #[derive(Debug)]
 pub(super) struct Directories {
@@ -56,9 +66,7 @@ pub(super) struct Directories {
 impl Directories {
     /// Uses `directory`, made where it is missing.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| {
-            Error::io("cannot make the directory of devices", e).with("directory", directory.display())
-        })?;
+        make_directory(directory)?;
         let directory = directory.canonicalize().map_err(|e| {
             Error::io("cannot use the directory of devices", e).with("directory", directory.display())
         })?;

@@ -16,14 +16,14 @@ use crate::harness::{Home, Name, noise, promised};
 const STOCK_MAX: Duration = Duration::from_secs(20);
 
 /// A home with the local pool `rbd`, and the pool `far` of a cluster, which calls it something else.
-struct Ground {
-    home: Home,
-    cluster: Cluster,
-    pool: String,
+pub(super) struct Ground {
+    pub(super) home: Home,
+    pub(super) cluster: Cluster,
+    pub(super) pool: String,
 }
 
 impl Ground {
-    fn new(test: &str) -> Option<Self> {
+    pub(super) fn new(test: &str) -> Option<Self> {
         let home = Home::new();
         let cluster = Cluster::for_test(&home, test)?;
         let pool = Cluster::own("vms");
@@ -48,7 +48,7 @@ impl Ground {
     }
 
     /// Stock `rbd` on an image of the cluster's pool, given `STOCK_MAX`.
-    fn stock(&self, line: &str) -> Output {
+    pub(super) fn stock(&self, line: &str) -> Output {
         let line = line.replace("far/", &format!("{}/", self.pool));
         let (home, conf) = (&self.home, self.cluster.conf());
         let mut command = Command::new("timeout");
@@ -56,7 +56,7 @@ impl Ground {
         command.current_dir(home.dir()).env("CEPH_CONF", conf).stdin(Stdio::null()).output().unwrap()
     }
 
-    fn stock_bytes(&self, spec: &str) -> Vec<u8> {
+    pub(super) fn stock_bytes(&self, spec: &str) -> Vec<u8> {
         drop(fs::remove_file(self.home.path("stock.out")));
         let output = self.stock(&format!("export {spec} stock.out --no-progress"));
         assert!(output.status.success(), "{spec}: {output:?}");
@@ -189,7 +189,7 @@ fn what_comes_from_another_store_is_closed_to_rbd_until_it_is_executed() {
 }
 
 /// Whether stock `rbd` finds the object map as it must be.
-fn stock_map_is_right(ground: &Ground, image: &str) -> bool {
+pub(super) fn stock_map_is_right(ground: &Ground, image: &str) -> bool {
     let info = ground.stock(&format!("info {image}"));
     let info = String::from_utf8(info.stdout).unwrap();
     info.contains("object-map")
