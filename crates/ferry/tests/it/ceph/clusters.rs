@@ -9,10 +9,11 @@ use crate::harness::{Home, promised};
 
 /// A home with the local pool `rbd` and the pool `near` of a cluster, and another cluster.
 struct Two {
-    home: Home,
     near: Cluster,
     near_pool: String,
     far: Cluster,
+    /// Last, as it is dropped last: the other cluster's directory is in it.
+    home: Home,
 }
 
 impl Two {
