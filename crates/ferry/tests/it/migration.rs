@@ -342,6 +342,12 @@ fn e28_a_commit_leaves_a_receipt() {
     let home = with_image();
     home.ok("migration prepare a far/b");
     home.ok("migration execute far/b");
+    // Where it cannot be kept nothing is committed.
+    fs::write(home.path("home/receipts"), "").unwrap();
+    let err = home.fails("migration commit far/b").1;
+    assert!(err.contains("cannot keep the receipt of a migration"), "{err}");
+    assert!(home.ok("status far/b").contains("executed"));
+    fs::remove_file(home.path("home/receipts")).unwrap();
     let run = home.run(Name::Ferry, "migration commit far/b");
     let path = run.err.lines().find_map(|l| l.strip_prefix("receipt: ")).unwrap_or_else(|| panic!("{run:?}"));
     let text = fs::read_to_string(path).unwrap();

@@ -15,7 +15,7 @@ use crate::offered::Offering;
 use crate::spec::ImageSpec;
 
 /// What a draft that cannot be removed means.
-const DRAFT_STAYS: &str = "aborted, but a draft of its receipt stays";
+const DRAFT_STAYS: &str = "the source is back, but a draft of a receipt stays";
 
 /// What may be left to be carried back while clients wait. Bytes; some milliseconds of a disk's time.
 const LITTLE: u64 = 2 << 20;
@@ -77,9 +77,10 @@ impl Run<'_> {
             }
         };
         let (restored, lost) = switched.map_err(|e| failed(&e, begun))?.into_parts();
+        // While there is a target the same abort comes here again.
+        self.told(kept.forget(), DRAFT_STAYS);
         let removed = restored.remove_target(&mut |done, total| step.at(total + done, total * 2)).await;
         removed.map_err(|e| failed(&e, Begun::Yes))?;
-        self.told(kept.forget(), DRAFT_STAYS);
         if let Some(lost) = lost {
             return Err(lost);
         }

@@ -82,9 +82,13 @@ impl Kept {
         self.directory.join(format!("{}.json.draft", self.name))
     }
 
-    /// The draft, as far as it can be read; what it says of pauses is all that would be missed.
-    fn drafted(&self) -> Value {
-        fs::read(self.draft()).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    /// The draft; null where there is none, or something else in its place.
+    fn drafted(&self) -> Result<Value> {
+        match fs::read(self.draft()) {
+            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Value::Null),
+            Err(e) => Err(self.cannot(e)),
+        }
     }
 
     fn write(&self, value: &Value) -> Result<()> {
@@ -100,7 +104,7 @@ impl Kept {
 
 impl Receipts for Kept {
     fn draw_up(&self, receipt: &Receipt) -> Result<()> {
-        let pauses = self.drafted()["pauses"].take();
+        let pauses = self.drafted()?["pauses"].take();
         self.write(&as_json(receipt, &if pauses.is_array() { pauses } else { json!([]) }))
     }
 
@@ -108,7 +112,7 @@ impl Receipts for Kept {
         if self.path().exists() {
             return Ok(());
         }
-        if self.drafted()["committed_at"].is_null() {
+        if self.drafted()?["committed_at"].is_null() {
             // The commit was begun under another home, or by another program.
             self.draw_up(receipt)?;
         }
