@@ -1,9 +1,10 @@
-//! Large buffers that are used again.
+//! Buffers that are used again.
 //!
 //! Memory fresh from the system costs a page fault for every 4 KiB and is in no cache; what was used a moment ago costs
-//! neither. So what moves data in bulk takes its buffers here, and gets the one given back last.
+//! neither, and needs no zeros put in before it is filled. So what moves data takes its buffers here, and gets the one given back
+//! last.
 //!
-//! They are mappings of their own, not the allocator's: what is not kept goes back to the system at once, whichever thread used it.
+//! Large ones are mappings of their own, not the allocator's: what is not kept goes back to the system at once, whichever thread used it.
 //!
 //! Invariants
 //! - What is kept for later is bounded, for the whole process, by [`KEPT_MAX`]; and what is in use and what is kept are together
@@ -19,10 +20,12 @@ use memmap2::MmapMut;
 
 /// Most that is kept for later. Bytes.
 pub const KEPT_MAX: usize = 16 << 20;
-/// Smallest and largest buffers that are kept, as powers of two; others are the allocator's. The largest is that of a whole object
-/// of the usual size: copies take one for each object.
-const SMALLEST: u32 = 16;
+/// Smallest and largest buffers that are kept, as powers of two; others are the allocator's. The smallest is one block, what most
+/// reads are of; the largest a whole object of the usual size: copies take one for each.
+const SMALLEST: u32 = 12;
 const LARGEST: u32 = 22;
+/// From here on they are mappings, as a power of two.
+const MAPPED: u32 = 16;
 /// How many sizes that is.
 const SIZES: usize = (LARGEST - SMALLEST + 1) as usize;
 
@@ -44,15 +47,18 @@ pub struct Buffer {
 /// The bytes of a buffer.
 #[derive(Debug)]
 enum Memory {
-    /// From the system, for sizes that are kept.
+    /// From the system, for large sizes that are kept.
     Mapped(MmapMut),
     /// From the allocator, for others, and where the system has no more mappings to give.
     Allocated(Vec<u8>),
 }
 
 impl Memory {
-    /// Zeros, from the system if that has any.
-    fn mapped(size: usize) -> Self {
+    /// Zeros: large ones from the system, if that has any.
+    fn fresh(size: usize) -> Self {
+        if size < 1 << MAPPED {
+            return Self::Allocated(vec![0; size]);
+        }
         MmapMut::map_anon(size).map_or_else(|_| Self::Allocated(vec![0; size]), Self::Mapped)
     }
 
@@ -89,7 +95,7 @@ impl Buffer {
                 if ALL_BYTES.fetch_add(size, Ordering::Relaxed) + size > KEPT_MAX {
                     give_back(size);
                 }
-                Memory::mapped(size)
+                Memory::fresh(size)
             }
         };
         Self { memory, length }

@@ -16,25 +16,48 @@ const RAW_HOLE: u64 = 2;
 /// What each of 64 neighbouring blocks is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    raw: [u64; CHUNK_BLOCKS],
-    crc: [u32; CHUNK_BLOCKS],
+    slots: [Slot; CHUNK_BLOCKS],
     used: u8,
+}
+
+/// The 48 bits of an address, low half first, and the CRC: together, as a random read has neither in its caches, and without the
+/// padding of a `u64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot([u32; 3]);
+
+impl Slot {
+    const ABSENT: Self = Self([0; 3]);
+
+    fn new(raw: u64, crc: u32) -> Self {
+        let half = |bits: u64| u32::try_from(bits & 0xFFFF_FFFF).expect("32 bits");
+        Self([half(raw), half(raw >> 32), crc])
+    }
+
+    fn raw(self) -> u64 {
+        u64::from(self.0[1]) << 32 | u64::from(self.0[0])
+    }
+
+    fn crc(self) -> u32 {
+        self.0[2]
+    }
 }
 
 impl Default for Chunk {
     fn default() -> Self {
-        Self { raw: [RAW_ABSENT; CHUNK_BLOCKS], crc: [0; CHUNK_BLOCKS], used: 0 }
+        Self { slots: [Slot::ABSENT; CHUNK_BLOCKS], used: 0 }
     }
 }
 
 impl Chunk {
     /// What block `i` is.
     pub(crate) fn get(&self, i: usize) -> Block {
-        match self.raw[i] {
+        match self.slots[i].raw() {
             RAW_ABSENT => Block::Absent,
             RAW_ZERO => Block::Zero,
             RAW_HOLE => Block::Hole,
-            raw => Block::Data(Address::from_raw(raw).expect("only addresses are put in"), self.crc[i]),
+            raw => {
+                Block::Data(Address::from_raw(raw).expect("only addresses are put in"), self.slots[i].crc())
+            }
         }
     }
 
@@ -46,10 +69,9 @@ impl Chunk {
             Block::Hole => (RAW_HOLE, 0),
             Block::Data(address, crc) => (address.raw(), crc),
         };
-        self.used -= u8::from(self.raw[i] != RAW_ABSENT);
+        self.used -= u8::from(self.slots[i].raw() != RAW_ABSENT);
         self.used += u8::from(raw != RAW_ABSENT);
-        self.raw[i] = raw;
-        self.crc[i] = crc;
+        self.slots[i] = Slot::new(raw, crc);
     }
 
     /// Whether every block is absent.
@@ -70,18 +92,18 @@ impl Chunk {
                 e.u8(u8::try_from(length).expect("at most 64"));
                 e.raw(&raw.to_le_bytes()[..6]);
                 if raw > RAW_HOLE {
-                    for crc in &self.crc[start..start + length] {
-                        e.u32(*crc);
+                    for slot in &self.slots[start..start + length] {
+                        e.u32(slot.crc());
                     }
                 }
             }
         } else {
             e.u8(FORM_DENSE);
-            for raw in self.raw {
-                e.raw(&raw.to_le_bytes()[..6]);
+            for slot in self.slots {
+                e.raw(&slot.raw().to_le_bytes()[..6]);
             }
-            for crc in self.crc {
-                e.u32(crc);
+            for slot in self.slots {
+                e.u32(slot.crc());
             }
         }
         e.finish().to_vec()
@@ -90,7 +112,7 @@ impl Chunk {
     /// `(start, length, raw of the first)` of each run; data runs have consecutive addresses.
     fn runs(&self) -> Vec<(usize, usize, u64)> {
         let mut runs: Vec<(usize, usize, u64)> = Vec::new();
-        for (i, raw) in self.raw.iter().copied().enumerate() {
+        for (i, raw) in self.slots.iter().map(|slot| slot.raw()).enumerate() {
             if raw == RAW_ABSENT {
                 continue;
             }

@@ -28,6 +28,19 @@ pub(crate) struct Plan {
     pub(crate) version: u64,
 }
 
+/// A version of an object.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) inode: u64,
+    /// [`HEAD`], or the id of a preserved one.
+    pub(crate) version: u64,
+    /// Size of its data. Bytes.
+    pub(crate) size: u64,
+    /// Version number of the object at HEAD, and whether it exists there.
+    pub(crate) head: u64,
+    pub(crate) exists: bool,
+}
+
 /// The object as it will be.
 #[derive(Debug)]
 struct Scratch {
@@ -207,7 +220,7 @@ impl Core {
     ) -> Result<()> {
         let end = bounded(offset, length)?;
         bounded(target_offset, length)?;
-        let (inode, version, size) = self.version_at(source, at)?;
+        let Found { inode, version, size, .. } = self.version_at(source, at)?;
         let aligned = offset.is_multiple_of(BLOCK_SIZE) && target_offset.is_multiple_of(BLOCK_SIZE);
         if !aligned || (!length.is_multiple_of(BLOCK_SIZE) && end < size) {
             return Err(Error::invalid("a shared range is not whole blocks")
@@ -265,19 +278,26 @@ impl Core {
         }
     }
 
-    /// Inode, version and size of what `id` is at `at`.
+    /// What `id` is at `at`.
     ///
     /// # Errors
     /// `NotFound` (2) where it did not exist then.
-    pub(crate) fn version_at(&mut self, id: &ObjectId, at: SnapId) -> Result<(u64, u64, u64)> {
+    pub(crate) fn version_at(&mut self, id: &ObjectId, at: SnapId) -> Result<Found> {
         let missing = || Error::not_found("no such object").with("object", id).with("snapshot", at);
         let inode = self.inode_of(id)?.ok_or_else(missing)?;
-        let object = self.object(inode)?;
+        let object = match self.objects.young(&inode) {
+            Some(kept) => &kept.value,
+            None => self.object(inode)?,
+        };
+        let (head, exists) = (object.version, object.exists);
         if at.0 > object.snap_seq {
-            return if object.exists { Ok((inode, HEAD, object.size)) } else { Err(missing()) };
+            let found = Found { inode, version: HEAD, size: object.size, head, exists };
+            return if exists { Ok(found) } else { Err(missing()) };
         }
         match object.clones.iter().find(|c| c.id >= at.0) {
-            Some(clone) if clone.snaps.contains(&at.0) => Ok((inode, clone.id, clone.size)),
+            Some(clone) if clone.snaps.contains(&at.0) => {
+                Ok(Found { inode, version: clone.id, size: clone.size, head, exists })
+            }
             _ => Err(missing()),
         }
     }

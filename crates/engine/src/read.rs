@@ -6,12 +6,14 @@ use bytes::Bytes;
 use ferry_core::checksum::crc32c;
 use ferry_core::limits::BLOCK_SIZE;
 use ferry_core::{Buffer, Error, Result, SparseData};
+use smallvec::SmallVec;
 
 use crate::address::{Address, Block};
 use crate::core::Core;
 use crate::disk::{Disk, FileId};
 use crate::index::pieces;
 use crate::limits::BLOCK;
+use crate::plan::Found;
 use crate::record::HEAD;
 
 /// Bytes from which a read in one piece is announced too: the kernel's own window is smaller.
@@ -21,9 +23,15 @@ const READ_AHEAD_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 struct Run {
     first: Address,
-    crcs: Vec<u32>,
+    count: usize,
     /// Where they go in the buffer.
     at: usize,
+}
+
+impl Run {
+    fn bytes(&self) -> usize {
+        self.count * BLOCK
+    }
 }
 
 /// What a read must fetch.
@@ -32,31 +40,30 @@ pub(crate) struct ReadJob {
     /// Byte of the object the buffer begins at, and its length.
     start: u64,
     length: usize,
-    runs: Vec<Run>,
+    runs: SmallVec<[Run; 1]>,
+    /// Of all blocks of all runs, in order.
+    crcs: SmallVec<[u32; 2]>,
     in_memory: Vec<(usize, Bytes)>,
     /// `(offset, end)` of the extents, in bytes of the object.
-    extents: Vec<(u64, u64)>,
+    extents: SmallVec<[(u64, u64); 1]>,
     /// Keeps segments from being used again meanwhile.
     _era: Arc<()>,
 }
 
 impl Core {
-    /// Plans reading `[offset, offset + length)` of a version of `size` bytes.
-    pub(crate) fn plan_read(
-        &mut self,
-        (inode, version, size): (u64, u64, u64),
-        offset: u64,
-        length: u64,
-    ) -> Result<ReadJob> {
+    /// Plans reading `[offset, offset + length)` of what was found of an object.
+    pub(crate) fn plan_read(&mut self, found: &Found, offset: u64, length: u64) -> Result<ReadJob> {
+        let Found { inode, version, size, .. } = *found;
         let end = offset.saturating_add(length).min(size);
         let first = u32::try_from(offset.min(size) / BLOCK_SIZE).expect("objects are bounded");
         let last = u32::try_from(end.div_ceil(BLOCK_SIZE)).expect("objects are bounded").max(first);
         let mut job = ReadJob {
             start: u64::from(first) * BLOCK_SIZE,
             length: (last - first) as usize * BLOCK,
-            runs: Vec::new(),
+            runs: SmallVec::new(),
+            crcs: SmallVec::new(),
             in_memory: Vec::new(),
-            extents: Vec::new(),
+            extents: SmallVec::new(),
             _era: Arc::clone(&self.era),
         };
         if end <= offset {
@@ -64,13 +71,13 @@ impl Core {
         }
         for (chunk, block, from, n) in pieces(first, last - first) {
             let table = if version == HEAD {
-                let entry = self.chunk((inode, HEAD, chunk))?;
-                if entry.is_empty() {
+                if n == 1 {
+                    let found = self.head_block(inode, chunk, from)?;
+                    self.add_block(&mut job, block, found, (offset, end));
                     continue;
                 }
-                if n == 1 {
-                    let found = entry.get(from);
-                    self.add_block(&mut job, block, found, (offset, end));
+                let entry = self.chunk((inode, HEAD, chunk))?;
+                if entry.is_empty() {
                     continue;
                 }
                 entry.clone()
@@ -82,6 +89,18 @@ impl Core {
             }
         }
         Ok(job)
+    }
+
+    /// What a block of HEAD is.
+    fn head_block(&mut self, inode: u64, chunk: u32, slot: usize) -> Result<Block> {
+        let at = (inode, HEAD, chunk);
+        // As most reads are of tables used lately: one look instead of two.
+        if !self.sharing.concerns(inode, chunk)
+            && let Some(kept) = self.chunks.young(&at)
+        {
+            return Ok(kept.value.get(slot));
+        }
+        Ok(self.chunk(at)?.get(slot))
     }
 
     fn add_block(&self, job: &mut ReadJob, block: u32, found: Block, (from, end): (u64, u64)) {
@@ -97,15 +116,16 @@ impl Core {
             job.in_memory.push((at, bytes));
             return;
         }
+        job.crcs.push(crc);
         if let Some(run) = job.runs.last_mut()
-            && run.at + run.crcs.len() * BLOCK == at
+            && run.at + run.bytes() == at
             && run.first.segment() == address.segment()
-            && run.first.block() as usize + run.crcs.len() == address.block() as usize
+            && run.first.block() as usize + run.count == address.block() as usize
         {
-            run.crcs.push(crc);
+            run.count += 1;
             return;
         }
-        job.runs.push(Run { first: address, crcs: vec![crc], at });
+        job.runs.push(Run { first: address, count: 1, at });
     }
 
     /// The bytes of one block.
@@ -136,8 +156,9 @@ impl ReadJob {
         // For a single small run there is nothing to overlap.
         let at_once = self.runs.len() > 1 || self.length >= READ_AHEAD_BYTES;
         let mut is_announced = !at_once;
+        let mut crcs = &self.crcs[..];
         for (n, run) in self.runs.iter().enumerate() {
-            let bytes = &mut buffer[run.at..run.at + run.crcs.len() * BLOCK];
+            let bytes = &mut buffer[run.at..run.at + run.bytes()];
             // What the kernel has in memory needs no advice, which costs a call for each run.
             let file = FileId::Segment(run.first.segment());
             if is_announced || !disk.read_now(file, byte_of(run.first), bytes)? {
@@ -147,12 +168,20 @@ impl ReadJob {
                 }
                 disk.read(file, byte_of(run.first), bytes)?;
             }
-            verify_run(run.first, &run.crcs, bytes)?;
+            let (wanted, others) = crcs.split_at(run.count);
+            verify_run(run.first, wanted, bytes)?;
+            crcs = others;
         }
         for (at, bytes) in &self.in_memory {
             buffer[*at..*at + BLOCK].copy_from_slice(bytes);
         }
         let buffer = buffer.freeze();
+        if let [(from, end)] = self.extents[..]
+            && (from, end - from) == (self.start, buffer.len() as u64)
+        {
+            // Without a count of parts.
+            return Ok(SparseData { extents: vec![(from, buffer)] });
+        }
         let place = |offset: u64| usize::try_from(offset - self.start).expect("a read fits memory");
         let extents = self.extents.iter().map(|(a, b)| (*a, buffer.slice(place(*a)..place(*b)))).collect();
         Ok(SparseData { extents })
@@ -174,8 +203,7 @@ impl ReadJob {
 
     /// Where the runs from number `first` on lie.
     fn ranges_from(&self, first: usize) -> Vec<(FileId, u64, u64)> {
-        let range =
-            |r: &Run| (FileId::Segment(r.first.segment()), byte_of(r.first), (r.crcs.len() * BLOCK) as u64);
+        let range = |r: &Run| (FileId::Segment(r.first.segment()), byte_of(r.first), r.bytes() as u64);
         self.runs[first..].iter().map(range).collect()
     }
 }

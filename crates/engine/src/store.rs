@@ -71,16 +71,16 @@ impl Engine {
     fn do_extents(&self, id: &ObjectId, at: SnapId, offset: u64, length: u64) -> Result<Vec<(u64, u64)>> {
         let mut core = self.lock();
         core.pool(id.pool)?;
-        let version = core.version_at(id, at)?;
-        Ok(core.plan_read(version, offset, length)?.into_extents())
+        let found = core.version_at(id, at)?;
+        Ok(core.plan_read(&found, offset, length)?.into_extents())
     }
 
     /// Has the bytes of a range brought to memory, without waiting for them.
     fn announce(&self, id: &ObjectId, at: SnapId, offset: u64, length: u64) -> Result<()> {
         let job = {
             let mut core = self.lock();
-            let version = core.version_at(id, at)?;
-            core.plan_read(version, offset, length)?
+            let found = core.version_at(id, at)?;
+            core.plan_read(&found, offset, length)?
         };
         job.announce(&*self.disk);
         Ok(())
@@ -262,18 +262,16 @@ impl Core {
         op: &ReadOp,
     ) -> Result<(ReadReply, Option<ReadJob>)> {
         self.pool(id.pool)?;
-        let (inode, version, size) = self.version_at(id, at)?;
-        let object = self.object(inode)?;
-        let mut reply = ReadReply { version: object.version, size, ..ReadReply::default() };
-        let exists = object.exists;
-        if op.xattrs && exists {
-            reply.xattrs = self.xattrs(inode)?.into_iter().collect();
+        let found = self.version_at(id, at)?;
+        let mut reply = ReadReply { version: found.head, size: found.size, ..ReadReply::default() };
+        if op.xattrs && found.exists {
+            reply.xattrs = self.xattrs(found.inode)?.into_iter().collect();
         }
-        if let Some(wanted) = op.omap.as_ref().filter(|_| exists) {
-            reply.omap = self.read_omap(inode, wanted)?;
+        if let Some(wanted) = op.omap.as_ref().filter(|_| found.exists) {
+            reply.omap = self.read_omap(found.inode, wanted)?;
         }
         let job = match op.data {
-            Some((offset, length)) => Some(self.plan_read((inode, version, size), offset, length)?),
+            Some((offset, length)) => Some(self.plan_read(&found, offset, length)?),
             None => None,
         };
         Ok((reply, job))

@@ -2,14 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use ferry_core::{Error, Result};
 use rustc_hash::FxHashMap;
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, fsync, statvfs};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fdatasync, fsync, statvfs};
 use rustix::io::ReadWriteFlags;
 
 use super::{Disk, FileId, SegmentNo};
@@ -86,10 +86,9 @@ impl FileDisk {
         }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let path = self.path(file);
-        let handle = OpenOptions::new()
-            .read(true)
-            .write(self.access == Access::Write)
-            .open(&path)
+        let mut options = OpenOptions::new();
+        options.read(true).write(self.access == Access::Write);
+        let handle = open_quietly(&mut options, &path)
             .map(Arc::new)
             .map_err(|e| cannot_open(file, e).with("file", path.display()))?;
         open.insert(file, Arc::clone(&handle));
@@ -115,6 +114,16 @@ impl FileDisk {
             FileId::Superblock => self.directory.clone(),
             FileId::Segment(_) => self.directory.join("segments"),
         }
+    }
+}
+
+/// Opens a file so that reads do not look at its access time, which nobody asks for; where that is not allowed (the file is
+/// somebody else's), so that they do.
+fn open_quietly(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    let quiet = i32::try_from(OFlags::NOATIME.bits()).expect("flags fit an int");
+    match options.custom_flags(quiet).open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => options.custom_flags(0).open(path),
+        opened => opened,
     }
 }
 
@@ -153,12 +162,9 @@ impl Disk for FileDisk {
 
     fn create(&self, file: FileId, length: u64) -> Result<()> {
         let path = self.path(file);
-        let handle = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let handle = open_quietly(&mut options, &path)
             .map_err(|e| self.failed("cannot make a file of the store", e, file))?;
         let allocated = fallocate(&handle, FallocateFlags::empty(), 0, length);
         if let Err(e) = allocated {
