@@ -133,18 +133,65 @@ pub enum Finding {
 }
 
 impl Ends {
-    /// The migration one end of which is, or was, called `name`.
+    /// The migration one end of which is, or was, called `name`, also where only the source says so.
     ///
     /// # Errors
     /// `NotFound` (2) where there is no such image; `Invalid` (22) where it is not migrating, or the target of an import; those
     /// of the stores, where the other end is in another.
     pub async fn find(pool: &Pool, name: &str) -> Result<Self> {
+        let not_migrating = || Error::invalid("image is not migrating").with("image", name);
         match Self::look_up(pool, name).await? {
             Finding::Migrating(ends) => Ok(*ends),
-            Finding::Importing(_) | Finding::Plain => {
-                Err(Error::invalid("image is not migrating").with("image", name))
+            Finding::Importing(_) => Err(not_migrating()),
+            Finding::Plain => {
+                let id = pool.find_id(name).await?.ok_or_else(not_migrating)?;
+                Self::claiming(pool, &id).await?.ok_or_else(not_migrating)
             }
         }
+    }
+
+    /// The migration whose source names the image `id` as its target, which says nothing of it: another program died while it
+    /// prepared it. Nobody but the source, in the trash of any pool of the store, can tell.
+    async fn claiming(pool: &Pool, id: &str) -> Result<Option<Self>> {
+        for info in pool.store.pools().await? {
+            let other = Pool { info, namespace: Namespace::default(), ..pool.clone() };
+            match Self::claiming_from(&other, pool, id).await {
+                Ok(None) => {}
+                // Who may not look into a pool moves nothing out of it either.
+                Err(e) if e.kind() == ErrorKind::Denied => {}
+                found => return found,
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Ends::claiming`], of the sources in one pool.
+    async fn claiming_from(from: &Pool, pool: &Pool, id: &str) -> Result<Option<Self>> {
+        let mut namespaces = from.namespaces().await?;
+        namespaces.push(Namespace::default());
+        for namespace in namespaces {
+            let from = from.in_namespace(&namespace);
+            for (source, entry) in trash::list(&from).await? {
+                if entry.source != TrashSource::Migration {
+                    continue;
+                }
+                let mut end = End { pool: from.clone(), name: entry.name, id: source, header: None };
+                end.reload().await?;
+                let is_of_target = end.record().is_some_and(|r| {
+                    // Any other state was reached by way of a target that knew of it.
+                    r.side == MigrationSide::Source
+                        && r.state == MigrationState::Preparing
+                        && !r.is_far()
+                        && (r.pool, &r.namespace, &*r.peer_id()) == (pool.id(), &pool.namespace, id)
+                });
+                if is_of_target
+                    && let Some(Finding::Migrating(ends)) = Self::of(&from, &end.name, &end.id).await?
+                {
+                    return Ok(Some(*ends));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// As [`Ends::find`], where not migrating is no error.

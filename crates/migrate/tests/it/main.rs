@@ -7,6 +7,7 @@ mod case;
 mod fault;
 mod import;
 mod maps;
+mod nameless;
 mod points;
 mod power;
 mod receipts;
