@@ -94,9 +94,10 @@ struct World<'a> {
     /// Images that librbd rolled back: it leaves objects that this changed as "not written since the newest snapshot" in the map
     /// (seen with 16.2.15 alone).
     rolled_back: BTreeSet<String>,
-    /// Clones that were once shorter than what they show of their parent. When librbd leads such a clone to where its parent moves, or
-    /// back, the clone shows as much of it as any, also where it has read as zeros since (seen with 16.2.15 alone).
-    shrunk: BTreeSet<String>,
+    /// Parents of clones that were once shorter than what they show of them, or were flattened, where snapshots of them still show
+    /// theirs. When librbd leads such a clone to where its parent moves, or back, the clone shows as much of it as any, also where it
+    /// has read as zeros since; and librbd dies when it prepares the migration of one that was flattened (seen with 16.2.15 alone).
+    parted: BTreeMap<String, String>,
     /// What was done, for whoever looks for the reason of a difference.
     done: Vec<String>,
 }
@@ -303,8 +304,8 @@ impl World<'_> {
                 self.either(by, &asked, &line)?;
                 let all = self.images.get_mut(&image).unwrap();
                 let size = usize::try_from(size).unwrap();
-                if all.parent.is_some() && size < all.head.len() {
-                    self.shrunk.insert(image.clone());
+                if let Some((parent, _)) = all.parent.as_ref().filter(|_| size < all.head.len()) {
+                    self.parted.insert(image.clone(), parent.clone());
                 }
                 all.head.resize(size, 0);
             }
@@ -339,7 +340,8 @@ impl World<'_> {
                 }
                 let asked = json!({"verb": "flatten", "image": image});
                 self.either(by, &asked, &format!("flatten --no-progress %/{image}"))?;
-                self.images.get_mut(&image).unwrap().parent = None;
+                let parent = self.images.get_mut(&image).unwrap().parent.take();
+                self.parted.extend(parent.map(|(parent, _)| (image.clone(), parent)));
             }
             90..94 => {
                 if !self.images[&image].snaps.is_empty() {
@@ -361,18 +363,15 @@ impl World<'_> {
     fn migrate(&mut self, image: &str) -> Result<String, String> {
         let target = self.fresh("m");
         self.ask(&json!({"verb": "close", "image": image}))?;
-        let leads_shrunk = self.shrunk.iter().any(|child| {
-            let parent = self.images.get(child).and_then(|c| c.parent.as_ref());
-            parent.is_some_and(|(parent, _)| parent == image)
-        });
-        let by = if leads_shrunk { By::Ferry } else { self.by() };
+        let leads_parted = self.parted.values().any(|parent| parent == image);
+        let by = if leads_parted { By::Ferry } else { self.by() };
         let asked = json!({"verb": "migration_prepare", "image": image, "target": target});
         self.either(by, &asked, &format!("migration prepare %/{image} %/{target}"))?;
         let moved = self.images.remove(image).unwrap();
         self.images.insert(target.clone(), moved);
         let was_rolled_back = self.rolled_back.remove(image);
-        if self.shrunk.contains(image) {
-            self.shrunk.insert(target.clone());
+        if let Some(parent) = self.parted.get(image) {
+            self.parted.insert(target.clone(), parent.clone());
         }
         self.rename_parent(image, &target);
         let mut zeroed = false;
@@ -385,7 +384,7 @@ impl World<'_> {
         self.ask(&json!({"verb": "close", "image": target}))?;
         if self.numbers.below(3) == 0 {
             // librbd gives the source back what was written, but not what was zeroed (seen with 16.2.15 alone).
-            let by = if zeroed || leads_shrunk { By::Ferry } else { self.by() };
+            let by = if zeroed || leads_parted { By::Ferry } else { self.by() };
             let asked = json!({"verb": "migration_abort", "image": target});
             self.either(by, &asked, &format!("migration abort --no-progress %/{target}"))?;
             let back = self.images.remove(&target).unwrap();
@@ -407,7 +406,8 @@ impl World<'_> {
     }
 
     fn rename_parent(&mut self, from: &str, to: &str) {
-        for (parent, _) in self.images.values_mut().filter_map(|i| i.parent.as_mut()) {
+        let parents = self.images.values_mut().filter_map(|i| i.parent.as_mut().map(|(parent, _)| parent));
+        for parent in parents.chain(self.parted.values_mut()) {
             if parent == from {
                 to.clone_into(parent);
             }
@@ -545,7 +545,7 @@ fn play(test: &str, seed: u64, steps: u64) {
         last: 0,
         steps: 0,
         rolled_back: BTreeSet::new(),
-        shrunk: BTreeSet::new(),
+        parted: BTreeMap::new(),
         done: Vec::new(),
     };
     while world.steps < steps {
