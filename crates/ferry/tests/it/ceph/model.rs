@@ -96,7 +96,8 @@ struct World<'a> {
     rolled_back: BTreeSet<String>,
     /// Parents of clones that were once shorter than what they show of them, or were flattened, where snapshots of them still show
     /// theirs. When librbd leads such a clone to where its parent moves, or back, the clone shows as much of it as any, also where it
-    /// has read as zeros since; and librbd dies when it prepares the migration of one that was flattened (seen with 16.2.15 alone).
+    /// has read as zeros since. When it moves such a clone itself, its snapshots show nothing of the parent any more, and after that, or
+    /// after it led one that was flattened, it dies when it prepares the next move (all seen with 16.2.15 alone).
     parted: BTreeMap<String, String>,
     /// What was done, for whoever looks for the reason of a difference.
     done: Vec<String>,
@@ -363,7 +364,8 @@ impl World<'_> {
     fn migrate(&mut self, image: &str) -> Result<String, String> {
         let target = self.fresh("m");
         self.ask(&json!({"verb": "close", "image": image}))?;
-        let leads_parted = self.parted.values().any(|parent| parent == image);
+        let leads_parted =
+            self.parted.contains_key(image) || self.parted.values().any(|parent| parent == image);
         let by = if leads_parted { By::Ferry } else { self.by() };
         let asked = json!({"verb": "migration_prepare", "image": image, "target": target});
         self.either(by, &asked, &format!("migration prepare %/{image} %/{target}"))?;
