@@ -402,6 +402,8 @@ pub struct ReadOp {
     pub xattrs: bool,
     /// Omap entries.
     pub omap: Option<OmapRead>,
+    /// Whether only the data is wanted: the reply's size, version and stamp then say nothing. A cluster has less to look up.
+    pub is_data_alone: bool,
 }
 
 impl ReadOp {
@@ -477,9 +479,9 @@ pub struct OmapPage {
 /// The answer to a [`ReadOp`]. A read of an object that does not exist (at that snapshot) is `NotFound` instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadReply {
-    /// Version of the object at HEAD; unspecified when read at a snapshot.
+    /// Version of the object at HEAD; unspecified when read at a snapshot, or for the data alone.
     pub version: u64,
-    /// Size of the data at that snapshot. Bytes.
+    /// Size of the data at that snapshot; unspecified when read for the data alone. Bytes.
     pub size: u64,
     /// What the op left that made this version; `None` where it left nothing, or the store does not keep it.
     pub stamp: Option<Stamp>,

@@ -265,9 +265,14 @@ impl Revision {
             return None;
         }
         let extent = ObjectExtent { object, offset: offset % size, length };
-        let op = ReadOp::data(extent.offset, extent.length);
+        let op = self.data_op(extent);
         let reply = self.store.read(&self.object_id(object), self.snap, op);
         Some(SingleRead { reply, extent: SingleExtent(extent) })
+    }
+
+    /// How a part of an object is asked for. Whether an object of a target is finished is told by more than its data.
+    fn data_op(&self, extent: ObjectExtent) -> ReadOp {
+        ReadOp { is_data_alone: !self.is_target, ..ReadOp::data(extent.offset, extent.length) }
     }
 
     /// Reads a part of one object, or of what shows through in its place.
@@ -279,7 +284,7 @@ impl Revision {
         {
             return Ok(found);
         }
-        let op = ReadOp::data(extent.offset, extent.length);
+        let op = self.data_op(extent);
         if let Some(reply) = self.look(extent.object, op.clone()).await? {
             return Ok(self.in_image(extent, reply.data));
         }
@@ -334,7 +339,7 @@ impl Revision {
     /// Reads a part of an object from who was found to hold it; `None` where it is no longer there.
     async fn read_at(&self, owner: &Owner, extent: ObjectExtent) -> Result<Option<Vec<(u64, Bytes)>>> {
         let Owner::Ancestor(ancestor) = owner else { return Ok(Some(Vec::new())) };
-        let op = ReadOp::data(extent.offset, extent.length);
+        let op = ancestor.data_op(extent);
         let reply = ancestor.look(extent.object, op).await?;
         Ok(reply.map(|reply| self.in_image(extent, reply.data)))
     }

@@ -283,9 +283,9 @@ pub(crate) struct Read {
 pub(crate) struct Found {
     /// The object's version, at the snapshot read.
     pub(crate) version: u64,
-    /// Its size. Bytes.
+    /// Its size, where it was asked for. Bytes.
     pub(crate) size: u64,
-    /// When it was last changed, or said to be. Seconds since 1970.
+    /// When it was last changed, or said to be, where its size was asked for. Seconds since 1970.
     pub(crate) changed: i64,
     /// The bytes asked for, as far as there are.
     pub(crate) data: Vec<u8>,
@@ -298,8 +298,8 @@ pub(crate) struct Found {
 }
 
 impl Read {
-    /// A read of the size, and of `data`: `(offset, length)`. Bytes.
-    pub(crate) fn new(data: Option<(u64, usize)>) -> Result<Self> {
+    /// A read of `data`: `(offset, length)`, bytes; and of the size, unless the data is wanted alone.
+    pub(crate) fn new(data: Option<(u64, usize)>, is_data_alone: bool) -> Result<Self> {
         let api = load()?;
         let mut buffer = vec![0; data.map_or(0, |(_, length)| length)];
         let start = buffer.as_mut_ptr();
@@ -318,11 +318,15 @@ impl Read {
         let raw = unsafe { (api.rados_create_read_op)() };
         let read = Self { api, raw, target };
         let t = &read.target;
-        // SAFETY: the target outlives the request: its completion holds it.
-        unsafe {
-            (api.rados_read_op_stat)(raw, t.size.as_ptr(), t.changed.as_ptr(), t.results[0].as_ptr());
-        };
-        if let Some((offset, length)) = data.filter(|(_, length)| *length > 0) {
+        let data = data.filter(|(_, length)| *length > 0);
+        // Without any step it would not be seen whether the object exists.
+        if !is_data_alone || data.is_none() {
+            // SAFETY: the target outlives the request: its completion holds it.
+            unsafe {
+                (api.rados_read_op_stat)(raw, t.size.as_ptr(), t.changed.as_ptr(), t.results[0].as_ptr());
+            };
+        }
+        if let Some((offset, length)) = data {
             let (read_to, result) = (t.bytes_read.as_ptr(), t.results[1].as_ptr());
             // SAFETY: as above; the buffer has the length given and is not touched until the read is over.
             unsafe { (api.rados_read_op_read)(raw, offset, length, start.cast(), read_to, result) };

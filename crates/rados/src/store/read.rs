@@ -51,7 +51,7 @@ impl RadosStore {
         op: ReadOp,
     ) -> Result<impl Future<Output = Result<ReadReply>> + Send + use<>> {
         let head = at == SnapId::HEAD;
-        let data_only = ReadOp { data: op.data, ..ReadOp::default() };
+        let data_only = ReadOp { data: op.data, is_data_alone: op.is_data_alone, ..ReadOp::default() };
         let metadata = op.xattrs || op.omap.is_some();
         let beside = if head || !metadata {
             None
@@ -104,7 +104,7 @@ impl RadosStore {
             let length = length.min(OBJECT_SIZE_MAX - offset);
             (offset, usize::try_from(length).expect("an object fits memory"))
         });
-        let read = Read::new(range)?;
+        let read = Read::new(range, op.is_data_alone)?;
         if op.xattrs {
             read.xattrs();
         }

@@ -93,7 +93,7 @@ pub(super) struct Connection<S> {
     /// When the last request was done.
     now: Instant,
     pace: Arc<Pace>,
-    /// Reads of the round done on this task: how many, and how many bytes.
+    /// Reads of the round that were answered on this task: how many, and how many bytes.
     reads: (u64, u64),
     /// Whether the device let the last write wait.
     writes_wait: bool,

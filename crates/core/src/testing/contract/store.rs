@@ -71,6 +71,7 @@ pub const CASES: &[Case] = cases![
     data::writes_grow_the_object_and_leave_holes,
     data::overlapping_writes_read_as_the_last_wrote,
     data::reads_past_the_end_are_short,
+    data::data_asked_for_alone_is_the_same,
     data::extents_are_cut_to_the_range_asked_for,
     data::what_holds_bytes_is_told_without_them,
     data::write_full_replaces_everything,

@@ -160,7 +160,6 @@ impl<S: Channel> Connection<S> {
         let lease = self.shared.budget.take(want.min(PIECE_MIN), want);
         let size = lease.as_ref().map_or(want.min(PIECE_MIN), Lease::bytes);
         let length = u64::try_from(size).expect("a piece is small");
-        self.reads = (self.reads.0 + 1, self.reads.1 + length);
         let coming = Coming::Data(round.device.read(read.at(), length));
         let unleased = if lease.is_some() { 0 } else { size };
         let held = Held { owner: Owner::ReadPiece, began: self.now, lease, unleased };

@@ -84,6 +84,21 @@ pub(super) fn reads_past_the_end_are_short(place: &Place) {
     assert_eq!(place.extents("o", 0, 0), []);
 }
 
+pub(super) fn data_asked_for_alone_is_the_same(place: &Place) {
+    let ask = |offset, length, is_data_alone| {
+        let op = ReadOp { is_data_alone, ..ReadOp::data(offset, length) };
+        place.store.read(&place.id("o"), SnapId::HEAD, op).wait()
+    };
+    for length in [0, 10] {
+        fails(ask(0, length, true), ErrorKind::NotFound, Errno::ENOENT);
+    }
+    place.write("o", WriteOp::new().write(BLOCK, filled(1, 2 * BLOCK + 10)));
+    for (offset, length) in [(0, 20 * BLOCK), (BLOCK + 5, 10), (3 * BLOCK, BLOCK), (7 * BLOCK, 10), (5, 0)] {
+        let (alone, beside) = (done(ask(offset, length, true)), done(ask(offset, length, false)));
+        assert_eq!(alone.data, beside.data, "{offset}+{length}");
+    }
+}
+
 pub(super) fn extents_are_cut_to_the_range_asked_for(place: &Place) {
     place.write("o", WriteOp::new().write(0, filled(1, 4 * BLOCK)));
     assert_eq!(place.extents("o", 10, 20), [(10, 20)]);
