@@ -37,6 +37,13 @@ pub struct Pool {
     pub peers: Arc<dyn Peers>,
 }
 
+/// Whether an error only says that a pool is not there. Who looks for something in all pools of a store does not find it in one that
+/// was removed since they were listed.
+#[must_use]
+pub fn is_pool_gone(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound && error.fact("pool").is_some()
+}
+
 impl Pool {
     /// The pool called `name`, and `namespace` in it. Whether the namespace exists is looked at when an image is added.
     ///

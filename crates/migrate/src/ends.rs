@@ -9,7 +9,7 @@ use ferry_image::encoding::{
 };
 use ferry_image::header::{self, Header, Opening};
 use ferry_image::image::Image;
-use ferry_image::pool::Pool;
+use ferry_image::pool::{Pool, is_pool_gone};
 use ferry_image::trash;
 
 use crate::import::Import;
@@ -158,7 +158,7 @@ impl Ends {
             match Self::claiming_from(&other, pool, id).await {
                 Ok(None) => {}
                 // Who may not look into a pool moves nothing out of it either.
-                Err(e) if e.kind() == ErrorKind::Denied => {}
+                Err(e) if e.kind() == ErrorKind::Denied || is_pool_gone(&e) => {}
                 found => return found,
             }
         }

@@ -7,7 +7,7 @@ use ferry_core::{Namespace, PoolId, Result, SnapId};
 use crate::encoding::{CHILDREN_OBJECT, ChildSpec, V1Children, header_object, v1_children_key};
 use crate::header;
 use crate::image::Image;
-use crate::pool::Pool;
+use crate::pool::{Pool, is_pool_gone};
 use crate::trash;
 
 /// A clone.
@@ -37,7 +37,10 @@ pub async fn v1_children(pool: &Pool, id: &str, snap: SnapId) -> Result<Vec<(Poo
     let mut found = Vec::new();
     for info in pool.store.pools().await? {
         let there = Pool { info, ..pool.clone() };
-        let value = there.read_key(&there.object(CHILDREN_OBJECT), &key).await?;
+        let value = match there.read_key(&there.object(CHILDREN_OBJECT), &key).await {
+            Err(e) if is_pool_gone(&e) => continue,
+            read => read?,
+        };
         let children = V1Children::decode(&value.unwrap_or_default())?.0;
         if !children.is_empty() {
             found.push((there, children));

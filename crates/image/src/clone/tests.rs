@@ -1,7 +1,7 @@
 //! Tests of clones.
 
 use ferry_core::testing::{MemStore, test_env};
-use ferry_core::{Errno, Namespace, SnapId, Store};
+use ferry_core::{Errno, Layer, Layered, Namespace, PoolFlags, PoolId, PoolInfo, Reply, SnapId, Store};
 use futures_executor::block_on;
 
 use super::{Child, CloneFormat, children, create, descendants, detach_head};
@@ -237,6 +237,36 @@ fn the_overlap_only_shrinks() {
         .unwrap();
     }
     assert_eq!(child.parent().unwrap().unwrap().overlap, SIZE / 2);
+}
+
+/// A store that lists a pool which somebody removes at that moment.
+#[derive(Debug)]
+struct Vanishing(std::sync::Arc<MemStore>);
+
+impl Layer for Vanishing {
+    fn below(&self) -> &dyn Store {
+        &*self.0
+    }
+
+    fn pools(&self) -> Reply<Vec<PoolInfo>> {
+        Reply::ready(self.0.pools().wait().map(|mut pools| {
+            pools.push(PoolInfo { id: PoolId(99), name: "gone".to_owned(), flags: PoolFlags::default() });
+            pools
+        }))
+    }
+}
+
+#[test]
+fn a_pool_that_is_removed_meanwhile_has_no_clones() {
+    let world = World::new();
+    set_up_protected(&world);
+    let pool = world.pool_of(std::sync::Arc::new(Layered(Vanishing(world.store.clone()))), "p");
+    clone(&pool, &pool, "c", CloneFormat::V1).unwrap();
+    let mut parent = open(&pool, "a");
+    assert_eq!(child_names(&parent), ["c"]);
+    assert_eq!(block_on(snapshot::unprotect(&mut parent, "s")).unwrap_err().errno(), Errno::EBUSY);
+    block_on(remove(&pool, "c", UsedParent::Refuse, &mut silent)).unwrap();
+    block_on(snapshot::unprotect(&mut parent, "s")).unwrap();
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use ferry_core::{Errno, Error, ErrorKind, PoolFlags};
+use ferry_core::{Errno, Error, ErrorKind, PoolFlags, PoolId};
 use ferry_image::encoding::header_object;
 use ferry_image::header::{self, Opening};
 use ferry_image::image::Image;
-use ferry_image::pool::Pool;
+use ferry_image::pool::{Pool, is_pool_gone};
 use ferry_image::trash;
 
 use super::{Run, failed};
@@ -219,27 +219,37 @@ impl Run<'_> {
 /// A pool of the store with images whose data lies in `data`, and how many it has.
 async fn data_users(data: &Pool) -> ferry_core::Result<Option<(String, usize)>> {
     for info in data.store.pools().await? {
-        let mut count = 0;
-        let mut namespaces = Pool { info: info.clone(), ..data.clone() }.namespaces().await?;
-        namespaces.push(ferry_core::Namespace::default());
-        for namespace in namespaces {
-            let pool = Pool { info: info.clone(), ..data.clone() }.in_namespace(&namespace);
-            let ids = pool.images().await?.into_iter().map(|(_, id)| id);
-            for id in ids.chain(trash::list(&pool).await?.into_iter().map(|(id, _)| id)) {
-                let object = pool.object(&header_object(&id));
-                match header::load(&*pool.store, &object).await {
-                    Ok(header) => count += usize::from(header.data_pool == Some(data.id())),
-                    // Gone, or never whole.
-                    Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        if count > 0 {
-            return Ok(Some((info.name, count)));
+        let name = info.name.clone();
+        let pool = Pool { info, ..data.clone() };
+        match data_users_in(&pool, data.id()).await {
+            Ok(0) => {}
+            Ok(count) => return Ok(Some((name, count))),
+            Err(e) if is_pool_gone(&e) => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(None)
+}
+
+/// How many images of a pool have their data in `data`.
+async fn data_users_in(pool: &Pool, data: PoolId) -> ferry_core::Result<usize> {
+    let mut count = 0;
+    let mut namespaces = pool.namespaces().await?;
+    namespaces.push(ferry_core::Namespace::default());
+    for namespace in namespaces {
+        let pool = pool.in_namespace(&namespace);
+        let ids = pool.images().await?.into_iter().map(|(_, id)| id);
+        for id in ids.chain(trash::list(&pool).await?.into_iter().map(|(id, _)| id)) {
+            let object = pool.object(&header_object(&id));
+            match header::load(&*pool.store, &object).await {
+                Ok(header) => count += usize::from(header.data_pool == Some(data)),
+                // Gone, or never whole.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(count)
 }
 
 /// The largest size an image has now or at a snapshot, and how many snapshots it has; nothing for one that is gone.
