@@ -115,9 +115,8 @@ fn requests(at: &Place, place: &Path, report: &mut Report) -> Result<(), String>
         let ratio = mine / theirs;
         report.line(format!("ceph: {what}: ferry {mine:.0}/s, librbd {theirs:.0}/s: {ratio:.2} (bar 1.0)"));
     }
-    drop(ours);
-    // A server that is killed leaves a lock; `rbd rm` waits for its watch to end.
-    run(&mut at.ferry(&format!("bench {} --io-type write --io-size 4K --io-total 4K", at.image("ours")))?)?;
+    // One that is killed leaves a watch, for whose end `rbd rm` waits.
+    ours.stop()?;
     for name in ["ours", "theirs"] {
         run(&mut at.rbd(&format!("rm --no-progress {}", at.image(name))))?;
     }
@@ -145,9 +144,7 @@ fn first_writes(at: &Place, place: &Path, report: &mut Report) -> Result<(), Str
         let ours = Peer::start("ferry", &at.image("ours"), &socket, &mut at.ferry(&offered)?)?;
         mine.push(ours.drive(&writes)?.0);
         theirs.push(at.librbd("theirs", &writes)?);
-        drop(ours);
-        run(&mut at
-            .ferry(&format!("bench {} --io-type write --io-size 4K --io-total 4K", at.image("ours")))?)?;
+        ours.stop()?;
         for name in ["ours", "theirs"] {
             run(&mut at.rbd(&format!("rm --no-progress {}", at.image(name))))?;
         }

@@ -97,6 +97,8 @@ pub(super) struct Connection<S> {
     reads: (u64, u64),
     /// Whether the device let the last write wait.
     writes_wait: bool,
+    /// Whether the device let the last read wait, without keeping this task.
+    reads_wait: bool,
     /// Why the connection must be cut.
     fault: Option<io::Error>,
 }
@@ -208,6 +210,7 @@ impl<S: Channel> Connection<S> {
             pace: Arc::default(),
             reads: (0, 0),
             writes_wait: false,
+            reads_wait: false,
             fault: None,
         }
     }

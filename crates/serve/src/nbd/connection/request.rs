@@ -194,9 +194,10 @@ impl<S: Channel> Connection<S> {
         let is_large = length > PIECE_HOT;
         let can_break_off = self.style.is_structured && !request.has(command_flag::DF);
         // Sending takes as long as reading. Who has other requests under way gains by both at once; who has none waits less for
-        // the first bytes of a read in pieces.
-        let is_ahead = is_large && !self.is_alone() && self.elsewhere < READS_AHEAD_MAX;
-        if can_break_off && is_large && !is_ahead && !self.pace.is_slow() {
+        // the first bytes of a read in pieces. A device that lets reads wait does several at once by itself.
+        let is_kept = is_large && !self.reads_wait;
+        let is_ahead = is_kept && !self.is_alone() && self.elsewhere < READS_AHEAD_MAX;
+        if can_break_off && is_kept && !is_ahead && !self.pace.is_slow() {
             return self.read_in_pieces(request, PIECE_HOT);
         }
         let lease = if length <= PIECE_MAX { self.shared.budget.take(length, length) } else { None };
@@ -249,7 +250,11 @@ impl<S: Channel> Connection<S> {
 
     /// Answers what is answered already, and lets the rest wait.
     pub(super) fn start(&mut self, mut coming: Coming, held: Held, round: &Round, cx: &mut Context<'_>) {
-        if let Poll::Ready(answer) = coming.poll(cx) {
+        let polled = coming.poll(cx);
+        if matches!(coming, Coming::Data(_)) {
+            self.reads_wait = polled.is_pending();
+        }
+        if let Poll::Ready(answer) = polled {
             // Reads that wait without a thread, such as those of a cluster, keep nobody behind them waiting.
             if let (Coming::Data(_), Answer::Data(Ok(data))) = (&coming, &answer) {
                 self.reads = (self.reads.0 + 1, self.reads.1 + data.len() as u64);
