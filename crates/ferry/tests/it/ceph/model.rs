@@ -96,8 +96,8 @@ struct World<'a> {
     rolled_back: BTreeSet<String>,
     /// Parents of clones that were once shorter than what they show of them, or were flattened, where snapshots of them still show
     /// theirs. When librbd leads such a clone to where its parent moves, or back, the clone shows as much of it as any, also where it
-    /// has read as zeros since. When it moves such a clone itself, its snapshots show nothing of the parent any more, and after that, or
-    /// after it led one that was flattened, it dies when it prepares the next move (all seen with 16.2.15 alone).
+    /// has read as zeros since. When it moves one that was shrunk itself, twice, its snapshots show nothing of the parent any more; and
+    /// when it prepares the next move of either, it may die (seen with 16.2.15 alone, but for the death after a shrink).
     parted: BTreeMap<String, String>,
     /// What was done, for whoever looks for the reason of a difference.
     done: Vec<String>,
