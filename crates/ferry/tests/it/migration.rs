@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Home, Name, noise};
+use crate::harness::{Home, Name, noise, promised};
 
 /// A home with pools `rbd` and `fast` in one store, `far` in another, and an image with history.
 fn with_image() -> Home {
@@ -477,4 +477,49 @@ fn an_image_of_a_namespace_moves_with_its_data_pools() {
     }
     home.check();
     home.ok("check far");
+}
+
+#[test]
+fn clones_that_show_less_of_their_parent_are_led_as_they_are() {
+    promised(
+        "A migration leads the clones of an image to its target, and an abort back, as they are. `rbd` has each of them show as much of its \
+         parent as any clone",
+    );
+    let home = with_image();
+    for clone in ["cut", "flat"] {
+        // With other features a flatten would flatten the snapshots too.
+        home.ok(&format!("clone a@s1 {clone} --image-feature layering"));
+        home.ok(&format!("snap create {clone}@one"));
+    }
+    for size in ["2M --allow-shrink", "24M"] {
+        home.ok(&format!("resize cut --size {size}"));
+    }
+    home.ok("flatten flat");
+    let overlap = |spec: &str| {
+        let info = home.ok(&format!("info {spec}"));
+        let line = |key: &str| info.lines().find_map(|l| l.trim().strip_prefix(key).map(str::to_owned));
+        line("parent: ").zip(line("overlap: "))
+    };
+    let shown = || ["cut", "cut@one", "flat", "flat@one"].map(|spec| bytes(&home, spec));
+    let before = shown();
+    assert!(before[0][2 << 20..].iter().all(|b| *b == 0) && before[1] == before[2]);
+    let check = |parent: &str, what: &str| {
+        let linked = |overlap: &str| Some((format!("{parent}@s1"), overlap.to_owned()));
+        let wanted =
+            [("cut", linked("2 MiB")), ("cut@one", linked("24 MiB")), ("flat@one", linked("24 MiB"))];
+        for (spec, wanted) in wanted.into_iter().chain([("flat", None)]) {
+            assert_eq!(overlap(spec), wanted, "{spec}, {what}");
+        }
+        assert!(shown() == before, "{what}");
+    };
+    check("rbd/a", "before");
+    home.ok("migration prepare a fast/b");
+    check("fast/b", "prepared");
+    home.ok("migration abort fast/b");
+    check("rbd/a", "aborted");
+    home.ok("migration prepare a fast/b");
+    home.ok("migration execute fast/b");
+    home.ok("migration commit --force fast/b");
+    check("fast/b", "committed");
+    home.check();
 }
