@@ -72,26 +72,23 @@ impl Place {
     }
 }
 
-/// All rows.
-pub(crate) fn ceph(place: &Path, report: &mut Report) -> Result<(), String> {
-    let at = Place {
+fn place() -> Result<Place, String> {
+    Ok(Place {
         conf: std::env::var("CEPH_CONF").map_err(|_| "CEPH_CONF names no cluster".to_owned())?,
         pool: std::env::var("FERRY_BENCH_POOL").unwrap_or_else(|_| "rbd".to_owned()),
         mib: setting("FERRY_BENCH_MIB", SIZE_MIB),
         seconds: setting("FERRY_BENCH_SECONDS", SECONDS),
-    };
-    requests(&at, place, report)?;
-    first_writes(&at, place, report)?;
-    migrations(&at, report)
+    })
 }
 
 /// ferry over NBD beside fio's engine, on an image each, in turns.
-fn requests(at: &Place, place: &Path, report: &mut Report) -> Result<(), String> {
+pub(crate) fn requests(directory: &Path, report: &mut Report) -> Result<(), String> {
+    let at = place()?;
     let size = format!("--size={}m", at.mib);
     for name in ["ours", "theirs"] {
         run(&mut at.rbd(&format!("create {} --size {}M", at.image(name), at.mib)))?;
     }
-    let socket = place.join("nbd.sock");
+    let socket = directory.join("nbd.sock");
     let mut nbd = at.ferry(&format!("nbd {} --socket {}", at.image("ours"), socket.display()))?;
     let ours = Peer::start("ferry", &at.image("ours"), &socket, &mut nbd)?;
     let fill = ["--rw=write", "--bs=1m", "--iodepth=4", &size, "--refill_buffers"];
@@ -124,20 +121,22 @@ fn requests(at: &Place, place: &Path, report: &mut Report) -> Result<(), String>
 }
 
 /// The first 4 KiB write into each of many objects of a clone.
-fn first_writes(at: &Place, place: &Path, report: &mut Report) -> Result<(), String> {
+pub(crate) fn first_writes(directory: &Path, report: &mut Report) -> Result<(), String> {
+    let at = place()?;
     let (parent, size) = (at.image("parent"), format!("--size={}m", at.mib));
     run(&mut at.rbd(&format!("create {parent} --size {}M", at.mib)))?;
     at.librbd("parent", &["--rw=write", "--bs=1m", "--iodepth=4", &size, "--refill_buffers"])?;
     run(&mut at.rbd(&format!("snap create --no-progress {parent}@s")))?;
-    // One write into each object of 4 MiB.
-    let writes = ["--rw=write:4092k", "--bs=4k", "--iodepth=1", &size];
+    // One write into each object of 4 MiB: without an end fio begins anew, in objects that were copied.
+    let once = format!("--io_size={}k", at.mib);
+    let writes = ["--rw=write:4092k", "--bs=4k", "--iodepth=1", &size, &once];
     let (mut mine, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         for name in ["ours", "theirs"] {
             let clone = format!("clone {parent}@s {} --rbd-default-clone-format 2", at.image(name));
             run(&mut at.rbd(&clone))?;
         }
-        let socket = place.join("clone.sock");
+        let socket = directory.join("clone.sock");
         // The server of the round before left its socket.
         drop(std::fs::remove_file(&socket));
         let offered = format!("nbd {} --socket {}", at.image("ours"), socket.display());
@@ -159,7 +158,8 @@ fn first_writes(at: &Place, place: &Path, report: &mut Report) -> Result<(), Str
 }
 
 /// How long `migration execute` takes: of a full image, one that is a tenth allocated, and an empty one of 1 TiB.
-fn migrations(at: &Place, report: &mut Report) -> Result<(), String> {
+pub(crate) fn migrations(_directory: &Path, report: &mut Report) -> Result<(), String> {
+    let at = place()?;
     let mib = at.mib;
     for (what, size, written, bar) in [
         ("a full image", mib, mib, 1.1),

@@ -37,7 +37,9 @@ const BENCHES: &[Bench] = &[
     ("nbd-overhead", nbd::overhead),
     ("served", served::served),
     ("served-memory", served::served_memory),
-    ("ceph", ceph::ceph),
+    ("ceph", ceph::requests),
+    ("ceph-first-writes", ceph::first_writes),
+    ("ceph-migration", ceph::migrations),
     ("migration", migration::migration),
 ];
 

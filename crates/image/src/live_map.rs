@@ -3,10 +3,13 @@
 //! Invariants
 //! - What `acked` says is stored. A write starts only after `acked` says `Exists`, so a crash never leaves an object that
 //!   the stored map denies.
-//! - Stored changes are made one after the other, `staged` being what the last one brings about.
+//! - Stored changes are made one after the other, `staged` being what the last one brings about. What is asked for while one is made
+//!   goes into the next, all of it together.
+//! - A change that failed or was given up counts as not made, and may have been made in the store.
 //! - A removal that any write of the same object overlapped leaves `Exists`: nobody knows which of the two came last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_core::{Effect, Error, ErrorKind, ObjectId, ReadOp, Result, SnapId, Store, WriteOp};
@@ -15,13 +18,18 @@ use futures_util::lock::Mutex as AsyncMutex;
 use crate::layout::ObjectNo;
 use crate::object_map::{Loaded, ObjectMap, ObjectState, load};
 
+/// Objects less than so far apart are written in one piece: their bytes are fewer than another piece costs.
+const NEAR: u64 = 1024;
+
 /// The map of HEAD while its image is open for writing, and the maps of snapshots that a copy-up reaches into.
 #[derive(Debug)]
 pub struct LiveMap {
     store: Arc<dyn Store>,
     object: ObjectId,
     acked: Mutex<ObjectMap>,
-    staged: AsyncMutex<ObjectMap>,
+    staged: AsyncMutex<Staged>,
+    /// What waits for `staged`, in the order it was asked for.
+    asked: Mutex<Vec<Arc<Asked>>>,
     in_flight: Mutex<HashMap<ObjectNo, InFlight>>,
     snaps: AsyncMutex<BTreeMap<SnapId, (ObjectId, ObjectMap)>>,
 }
@@ -33,6 +41,46 @@ struct InFlight {
     removals: u32,
     /// Whether a write overlapped a removal that is still under way.
     disturbed: bool,
+}
+
+/// What the store is made to say.
+#[derive(Debug)]
+struct Staged {
+    map: ObjectMap,
+    /// Objects of changes that failed or were given up: the store says of them what it did before, or not. They are written again
+    /// with the next change, as its checksums speak of them too.
+    unsure: BTreeSet<ObjectNo>,
+}
+
+/// Changes that are wanted.
+#[derive(Debug)]
+struct Asked {
+    /// Ascending; at least one.
+    objects: Vec<ObjectNo>,
+    change: Change,
+    is_done: AtomicBool,
+}
+
+/// What becomes of an object.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// It is going to be written.
+    Written,
+    /// It is going to be removed.
+    Removing,
+    /// A removal is over, and this is what it left.
+    Removed(ObjectState),
+}
+
+impl Change {
+    /// The new state for the one there is; `None` to leave it.
+    fn of(self, state: ObjectState) -> Option<ObjectState> {
+        match self {
+            Self::Written => Some(ObjectState::Exists),
+            Self::Removing => state.may_exist().then_some(ObjectState::Pending),
+            Self::Removed(left) => (state == ObjectState::Pending).then_some(left),
+        }
+    }
 }
 
 /// Says that objects are being written, until finished. Dropped before, it goes on saying so: a request that was given up may
@@ -70,7 +118,8 @@ impl LiveMap {
                 store: Arc::clone(store),
                 object,
                 acked: Mutex::new(map.clone()),
-                staged: AsyncMutex::new(map),
+                staged: AsyncMutex::new(Staged { map, unsure: BTreeSet::new() }),
+                asked: Mutex::default(),
                 in_flight: Mutex::default(),
                 snaps: AsyncMutex::default(),
             })),
@@ -114,7 +163,7 @@ impl LiveMap {
             let acked = locked(&self.acked);
             ticket.objects.iter().copied().filter(|o| acked.get(*o) != ObjectState::Exists).collect()
         };
-        self.set_all(&stale, |_| Some(ObjectState::Exists)).await?;
+        self.set_all(stale, Change::Written).await?;
         Ok(ticket)
     }
 
@@ -129,8 +178,7 @@ impl LiveMap {
             entry.removals += 1;
             entry.disturbed |= entry.writes > 0;
         }
-        let pending = |state: ObjectState| state.may_exist().then_some(ObjectState::Pending);
-        self.set_all(&[object], pending).await
+        self.set_all(vec![object], Change::Removing).await
     }
 
     /// Says that a removal announced before has happened.
@@ -151,51 +199,73 @@ impl LiveMap {
             }
             disturbed
         };
-        let settled = if disturbed { ObjectState::Exists } else { ObjectState::Absent };
-        self.set_all(&[object], |state| (state == ObjectState::Pending).then_some(settled)).await
+        let left = if disturbed { ObjectState::Exists } else { ObjectState::Absent };
+        self.set_all(vec![object], Change::Removed(left)).await
     }
 
-    /// Changes states, ascending, in the store and then in memory. `change` gives the new state for the one there is,
-    /// `None` to leave it.
-    async fn set_all(
-        &self,
-        objects: &[ObjectNo],
-        change: impl Fn(ObjectState) -> Option<ObjectState>,
-    ) -> Result<()> {
-        let (Some(first), Some(last)) = (objects.first(), objects.last()) else { return Ok(()) };
-        let mut staged = self.staged.lock().await;
-        if staged.count() <= last.0 {
-            return Err(Error::new(ErrorKind::Internal, "an object lies behind the end of its map"));
-        }
-        let mut changed = Vec::new();
-        for object in objects {
-            if let Some(state) = change(staged.get(*object))
-                && staged.set(*object, state)
-            {
-                changed.push((*object, state));
-            }
-        }
-        // Also where nothing changed: an earlier store operation may have failed after `staged` was set.
-        let effects = staged.stored_update(first.0..last.0 + 1);
-        if changed.is_empty() && self.is_acked(objects, &staged) {
+    /// Changes states, ascending, in the store and then in memory, together with what others ask for.
+    async fn set_all(&self, objects: Vec<ObjectNo>, change: Change) -> Result<()> {
+        if objects.is_empty() {
             return Ok(());
         }
-        let mut op = write_all(effects);
-        // Deleting must work on a full store, so the notes that go with it may use what is kept in reserve.
-        op.full_try =
-            objects.iter().all(|o| matches!(staged.get(*o), ObjectState::Pending | ObjectState::Absent));
-        self.store.write(&self.object, op).await?;
-        let mut acked = locked(&self.acked);
-        for object in objects {
-            acked.set(*object, staged.get(*object));
+        let mine = Arc::new(Asked { objects, change, is_done: AtomicBool::new(false) });
+        locked(&self.asked).push(Arc::clone(&mine));
+        let mut staged = self.staged.lock().await;
+        if mine.is_done.load(Ordering::Acquire) {
+            return Ok(());
         }
-        Ok(())
+        let mut together = Vec::new();
+        {
+            let mut asked = locked(&self.asked);
+            if asked.iter().any(|a| Arc::ptr_eq(a, &mine)) {
+                together = std::mem::take(&mut *asked);
+            }
+        }
+        if together.len() > 1 && self.store_all(&mut staged, &together).await.is_ok() {
+            return Ok(());
+        }
+        // What fails for others, for want of space say, need not fail for this one, and what another took along and did not bring to its
+        // end is still to be done.
+        self.store_all(&mut staged, &[mine]).await
     }
 
-    /// Whether the stored map says of `objects` what `staged` does.
-    fn is_acked(&self, objects: &[ObjectNo], staged: &ObjectMap) -> bool {
-        let acked = locked(&self.acked);
-        objects.iter().all(|o| acked.get(*o) == staged.get(*o))
+    /// Makes changes in one op.
+    async fn store_all(&self, staged: &mut Staged, asked: &[Arc<Asked>]) -> Result<()> {
+        let Staged { map, unsure } = staged;
+        let objects = || asked.iter().flat_map(|a| &a.objects).copied();
+        if objects().any(|o| map.count() <= o.0) {
+            return Err(Error::new(ErrorKind::Internal, "an object lies behind the end of its map"));
+        }
+        {
+            let acked = locked(&self.acked);
+            for object in &*unsure {
+                map.set(*object, acked.get(*object));
+            }
+        }
+        for asked in asked {
+            for object in &asked.objects {
+                if let Some(state) = asked.change.of(map.get(*object))
+                    && map.set(*object, state)
+                {
+                    unsure.insert(*object);
+                }
+            }
+        }
+        if objects().any(|o| unsure.contains(&o)) {
+            let unsure_now: Vec<ObjectNo> = unsure.iter().copied().collect();
+            let runs = unsure_now.chunk_by(|a, b| b.0 - a.0 < NEAR);
+            let runs = runs.filter_map(|run| Some(run.first()?.0..run.last()?.0 + 1));
+            let mut op = write_all(runs.flat_map(|run| map.stored_update(run)).collect());
+            // Deleting must work on a full store, so the notes that go with it may use what is kept in reserve.
+            op.full_try = objects().all(|o| matches!(map.get(o), ObjectState::Pending | ObjectState::Absent));
+            self.store.write(&self.object, op).await?;
+            let mut acked = locked(&self.acked);
+            for object in std::mem::take(unsure) {
+                acked.set(object, map.get(object));
+            }
+        }
+        asked.iter().for_each(|a| a.is_done.store(true, Ordering::Release));
+        Ok(())
     }
 
     /// Puts another map in the place of HEAD's, in the store and in memory.
@@ -206,7 +276,7 @@ impl LiveMap {
         let mut staged = self.staged.lock().await;
         self.store.write(&self.object, WriteOp::new().effect(Effect::WriteFull(map.encode()))).await?;
         locked(&self.acked).clone_from(&map);
-        *staged = map;
+        *staged = Staged { map, unsure: BTreeSet::new() };
         Ok(())
     }
 
@@ -229,13 +299,15 @@ impl LiveMap {
                     Loaded::Invalid { .. } => continue,
                 };
             }
-            let Some((map_object, map)) = maps.get_mut(snap) else { continue };
+            // A change that fails or is given up may have happened: the map is read again then.
+            let Some((map_object, mut map)) = maps.remove(snap) else { continue };
             let state = if n == 0 { ObjectState::Exists } else { later };
             if object.0 < map.count() && !map.get(object).may_exist() {
                 map.set(object, state);
                 let op = write_all(map.stored_update(object.0..object.0 + 1));
-                self.store.write(map_object, op).await?;
+                self.store.write(&map_object, op).await?;
             }
+            maps.insert(*snap, (map_object, map));
         }
         Ok(())
     }
@@ -263,3 +335,6 @@ fn write_all(writes: Vec<(u64, bytes::Bytes)>) -> WriteOp {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

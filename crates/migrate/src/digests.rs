@@ -43,9 +43,6 @@ const MAGIC: &[u8; 8] = b"ferrydig";
 /// The newest version of it that is understood.
 const VERSION: u8 = 1;
 
-/// Numbers that are kept back until they are written together.
-const BATCH: usize = 4096;
-
 /// How much of a row is read at once. Bytes.
 const READ_MAX: u64 = 4 << 20;
 
@@ -177,11 +174,6 @@ impl Keeper {
         let Some(shape) = self.shape.as_ref().or(self.planned.as_ref()) else { return };
         let with_place = digests.iter().filter(|(point, _)| shape.place(*point, object.0).is_some());
         self.pending.extend(with_place.map(|(point, digest)| ((*point, object.0), *digest)));
-    }
-
-    /// Whether so much was noted that it is time to write it.
-    pub(crate) fn is_full(&self) -> bool {
-        self.pending.len() >= BATCH
     }
 
     /// Writes what was noted.

@@ -4,7 +4,10 @@
 //! - An object is complete or shows the source; doing one again costs a look. So a killed execute goes on where it was.
 //! - An error of the source ends it: the state stays `Executing`, and the target goes on reading through.
 
+mod notes;
+
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
@@ -29,6 +32,7 @@ use crate::children::as_image;
 use crate::digests::Keeper;
 use crate::ends::{End, Ends};
 use crate::removal::{Swept, sweep};
+use notes::{Notes, Reached, When};
 
 /// Sets the pace of an execute: how many objects at once, and when the next may start.
 pub trait Pace: Send + Sync + std::fmt::Debug {
@@ -113,7 +117,7 @@ impl ControlState {
 impl Pace for Control {
     fn admit(&self, _bytes: u64) -> Reply<()> {
         let state = Arc::clone(&self.inner);
-        Reply::pending(std::future::poll_fn(move |cx| state.poll_admit(cx.waker())))
+        Reply::pending(poll_fn(move |cx| state.poll_admit(cx.waker())))
     }
 
     fn objects_in_flight(&self) -> usize {
@@ -184,21 +188,30 @@ pub(crate) async fn copy_objects(
     let total = done + rest.iter().map(|o| sizes.of(*o)).sum::<u64>();
     let copied = Copied { objects: begun.len() as u64, ..Copied::default() };
     let under_way = BTreeSet::new();
-    let mut tally =
-        Tally { ends, keeper, progress, sizes, total, copied, done, shown: 0, under_way, reads: true };
+    let clock = target.image().pool.env.clock;
+    let mut notes = Notes::new(ends, keeper, clock);
+    let mut tally = Tally { progress, sizes, total, copied, done, shown: 0, under_way, reads: true };
     tally.shown = tally.percent();
     (tally.progress)(done, total);
-    let copied = copy_all(&mut tally, rest, target, pace).await;
+    let copied = copy_all(&mut tally, &mut notes, rest, target, pace).await;
     // Also where it was stopped: what is copied is not begun again.
-    let kept = tally.keep(target).await;
+    take_noted(&mut notes, target);
+    let kept = notes.settle().await;
     copied?;
     kept?;
     Ok(tally.copied)
 }
 
+/// Takes what clients' first writes read.
+fn take_noted(notes: &mut Notes<'_, '_>, target: &ImageDevice) {
+    let noted = target.io().history().map(|h| h.take_noted()).unwrap_or_default();
+    noted.into_iter().for_each(|(object, digests)| notes.read(object, digests));
+}
+
 /// Copies all of `rest`.
 async fn copy_all(
-    tally: &mut Tally<'_, '_, '_>,
+    tally: &mut Tally<'_>,
+    notes: &mut Notes<'_, '_>,
     rest: &[ObjectNo],
     target: &ImageDevice,
     pace: &dyn Pace,
@@ -212,38 +225,50 @@ async fn copy_all(
             let first = batch.first().copied();
             let mut admitting = pace.admit(batch.iter().map(|o| tally.sizes.of(*o)).sum());
             // What is under way goes on meanwhile: it holds back whoever wants to read the header again.
-            while !work.is_empty() {
-                match select(admitting, work.next()).await {
-                    Either::Left((admitted, _)) => {
-                        admitting = Reply::ready(admitted);
-                        break;
-                    }
-                    Either::Right((done, waiting)) => {
-                        admitting = waiting;
-                        tally.count(target, done.unwrap_or_else(|| Ok(Vec::new()))?, first).await?;
-                    }
-                }
+            loop {
+                let (done, waiting) = match select(admitting, next_done(&mut work, notes)).await {
+                    Either::Left((admitted, _)) => break admitted?,
+                    Either::Right(done) => done,
+                };
+                admitting = waiting;
+                tally.count(notes, target, done?, first).await?;
             }
-            admitting.await?;
             tally.announce(target, &batch);
             tally.under_way.extend(&batch);
             work.push(move_all(target, batch, pace.objects_in_flight()));
         }
-        if let Some(done) = work.next().await {
-            tally.count(target, done?, next.peek().copied()).await?;
-        }
+        let done = next_done(&mut work, notes).await?;
+        tally.count(notes, target, done, next.peek().copied()).await?;
     }
     Ok(())
+}
+
+/// What of `work` is done next; never where there is none. Notes are written meanwhile.
+fn next_done<F>(
+    work: &mut FuturesUnordered<F>,
+    notes: &mut Notes<'_, '_>,
+) -> impl Future<Output = Result<Vec<Done>>> + Unpin
+where
+    F: Future<Output = Result<Vec<Done>>>,
+{
+    poll_fn(|cx| {
+        let when = if work.is_empty() { When::Idle } else { When::Rested };
+        if let Poll::Ready(Err(e)) = notes.poll(cx, when) {
+            return Poll::Ready(Err(e));
+        }
+        match work.poll_next_unpin(cx) {
+            Poll::Ready(Some(done)) => Poll::Ready(done),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    })
 }
 
 /// What became of an object.
 type Done = (ObjectNo, Move);
 
 /// How far an execute is.
-struct Tally<'a, 'b, 'c> {
-    ends: &'a mut [&'b mut End],
-    keeper: Keeper,
-    progress: Progress<'c>,
+struct Tally<'a> {
+    progress: Progress<'a>,
     sizes: Sizes,
     /// Bytes that there are to look at.
     total: u64,
@@ -257,7 +282,7 @@ struct Tally<'a, 'b, 'c> {
     reads: bool,
 }
 
-impl Tally<'_, '_, '_> {
+impl Tally<'_> {
     fn percent(&self) -> u64 {
         let percent = u128::from(self.done) * 100 / u128::from(self.total.max(1));
         u64::try_from(percent).unwrap_or(100)
@@ -273,7 +298,13 @@ impl Tally<'_, '_, '_> {
     }
 
     /// Takes into account what is done; `next` is the object that is begun next.
-    async fn count(&mut self, target: &ImageDevice, done: Vec<Done>, next: Option<ObjectNo>) -> Result<()> {
+    async fn count(
+        &mut self,
+        notes: &mut Notes<'_, '_>,
+        target: &ImageDevice,
+        done: Vec<Done>,
+        next: Option<ObjectNo>,
+    ) -> Result<()> {
         let mut last = None;
         for (object, done) in done {
             self.copied.objects += 1;
@@ -281,30 +312,20 @@ impl Tally<'_, '_, '_> {
             self.copied.moved.copied += done.moved.copied;
             self.copied.moved.shared += done.moved.shared;
             self.reads = done.moved.copied > 0;
-            self.keeper.note(object, &done.digests);
+            notes.read(object, done.digests);
             self.done += self.sizes.of(object);
             self.under_way.remove(&object);
             last = last.max(Some(object.0 + 1));
         }
         (self.progress)(self.done, self.total);
         let percent = self.percent();
-        if percent > self.shown || self.keeper.is_full() {
-            // Before the cursor says that this is not copied again.
-            self.keep(target).await?;
-        }
         if percent > self.shown {
             self.shown = percent;
+            take_noted(notes, target);
             let first = self.under_way.first().copied().or(next).map_or(last.unwrap_or(0), |o| o.0);
-            describe(self.ends, percent, first).await?;
+            notes.reached(Reached { percent, first });
         }
-        Ok(())
-    }
-
-    /// Writes what was read, by clients' first writes too.
-    async fn keep(&mut self, target: &ImageDevice) -> Result<()> {
-        let noted = target.io().history().map(|h| h.take_noted()).unwrap_or_default();
-        noted.iter().for_each(|(object, digests)| self.keeper.note(*object, digests));
-        self.keeper.write().await
+        if notes.is_full() { notes.settle().await } else { Ok(()) }
     }
 }
 
@@ -393,25 +414,6 @@ pub(crate) async fn begin(ends: &mut [&mut End], state: MigrationState) -> Resul
         if end.state() != Some(MigrationState::Executing) {
             end.set_state(MigrationState::Executing, "0% complete").await?;
         }
-    }
-    Ok(())
-}
-
-/// Notes for people how far it is, and for the next execute of an import below which object all is done; nobody is woken up
-/// for that.
-async fn describe(ends: &mut [&mut End], percent: u64, first: u64) -> Result<()> {
-    let text = format!("{percent}% complete");
-    for end in ends {
-        end.update(|h| {
-            if let Some(intent) = h.intent.as_mut().filter(|i| i.origin.is_some()) {
-                intent.cursor = intent.cursor.max(first);
-            }
-            if h.migration.as_ref().is_some_and(|m| m.state == MigrationState::Aborting) {
-                return Err(Error::new(ErrorKind::ReadOnly, "migration is being aborted"));
-            }
-            h.set_migration_state(MigrationState::Executing, &text)
-        })
-        .await?;
     }
     Ok(())
 }
