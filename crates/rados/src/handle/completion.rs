@@ -42,8 +42,12 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.changed.notify_all();
+        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        // Waking costs a system call, also where nobody waits.
+        if *count == 0 {
+            self.0.changed.notify_all();
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -24,6 +27,15 @@ const STEPS: u64 = 500;
 
 /// Steps after which all bytes of all images are compared, and their object maps checked.
 const MAPS_EVERY: u64 = 100;
+
+/// Steps after which librbd's process is killed while it writes, if it is its turn to, where `FERRY_KILLED_EVERY` does not say how many.
+const KILLED_EVERY: u64 = 150;
+
+/// Processes of librbd's that may die of faults of their own.
+const FAULTS_MAX: u64 = 20;
+
+/// What a process dies of that is killed.
+const SIGKILL: i32 = 9;
 
 /// Images at a time.
 const IMAGES_MAX: usize = 6;
@@ -61,6 +73,28 @@ impl Agent {
         }
     }
 
+    /// Has it die after a while, whatever it does then.
+    fn kill_after(&self, delay: Duration) {
+        let process = self.child.id().to_string();
+        thread::spawn(move || {
+            thread::sleep(delay);
+            Command::new("kill").args(["-KILL", &process]).status()
+        });
+    }
+
+    /// The signal it died of, if it did.
+    fn died_of(&mut self) -> Option<i32> {
+        // It has not answered what it was asked last: it is about to end, or something else is wrong.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(10) {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.signal();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+
     fn end(mut self) {
         drop(self.to);
         assert!(self.child.wait().unwrap().success());
@@ -91,6 +125,9 @@ struct World<'a> {
     numbers: Numbers,
     last: u64,
     steps: u64,
+    killed_every: u64,
+    /// Processes of librbd's that died of faults of their own.
+    faults: u64,
     /// Images that librbd rolled back: it leaves objects that this changed as "not written since the newest snapshot" in the map
     /// (seen with 16.2.15 alone).
     rolled_back: BTreeSet<String>,
@@ -157,6 +194,60 @@ impl World<'_> {
         self.agent.ask(asked).map(drop).map_err(|e| format!("librbd {asked:.200}: {e}"))
     }
 
+    /// Puts another process of librbd's in the place of one that was killed, or died of a fault of its own, as it does once in some
+    /// thousand steps; `error` is what came of that, and is given back where it did not die.
+    #[expect(clippy::print_stdout, reason = "who reads the outcome wants to know")]
+    fn replace_librbd(&mut self, error: String) -> Result<(), String> {
+        let Some(signal) = self.agent.died_of() else { return Err(error) };
+        println!("step {}: librbd's process died of signal {signal}", self.steps);
+        self.done.push(format!("{} librbd died of signal {signal}", self.steps));
+        self.faults += u64::from(signal != SIGKILL);
+        if self.faults > FAULTS_MAX {
+            return Err(format!("librbd died {} times: {error}", self.faults));
+        }
+        // As long as the cluster counts the dead one among the watchers, another librbd does not get its locks, and says "read-only".
+        let began = Instant::now();
+        for image in self.images.keys() {
+            let line = format!("status {}", self.spec(image));
+            while !String::from_utf8_lossy(&stock(self.home, self.cluster, &line).stdout)
+                .contains("Watchers: none")
+            {
+                if began.elapsed() > Duration::from_secs(60) {
+                    return Err(format!("{image} is still watched: {error}"));
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+        }
+        self.agent = Agent::start(self.home, self.cluster, &self.pool);
+        Ok(())
+    }
+
+    /// What librbd answers to a question that changes nothing, the next process of it where one dies of that.
+    fn look(&mut self, asked: &Value) -> Result<Value, String> {
+        match self.agent.ask(asked) {
+            Err(error) => {
+                self.replace_librbd(error)?;
+                self.agent.ask(asked)
+            }
+            answer => answer,
+        }
+    }
+
+    /// A write that may have happened: each block must be as before or as written, and that is what it is from now on.
+    fn settle_write(&mut self, image: &str, at: usize, wanted: &[u8]) -> Result<(), String> {
+        let got = self.read(By::Ferry, image, None)?;
+        let head = &mut self.images.get_mut(image).unwrap().head;
+        let unit = usize::try_from(UNIT).unwrap();
+        for (n, wanted) in wanted.chunks(unit).enumerate() {
+            let block = at + n * unit..at + n * unit + wanted.len();
+            if got[block.clone()] != head[block.clone()] && got[block.clone()] != *wanted {
+                return Err(format!("a write that died left a mixture at {} of {image}", block.start));
+            }
+            head[block.clone()].copy_from_slice(&got[block]);
+        }
+        Ok(())
+    }
+
     /// Does the same by either.
     fn either(&mut self, by: By, asked: &Value, line: &str) -> Result<(), String> {
         let mut what = asked.clone();
@@ -175,7 +266,7 @@ impl World<'_> {
     fn read(&mut self, by: By, image: &str, snap: Option<&str>) -> Result<Vec<u8>, String> {
         match by {
             By::Librbd => {
-                let value = self.agent.ask(&json!({"verb": "read", "image": image, "snap": snap}))?;
+                let value = self.look(&json!({"verb": "read", "image": image, "snap": snap}))?;
                 Ok(unhex(value.as_str().unwrap()))
             }
             By::Ferry => {
@@ -225,14 +316,24 @@ impl World<'_> {
         let size = self.images[image].head.len() as u64;
         let changed = (!zeros).then_some(&data[..]);
         fs::write(self.home.path("diff"), diff(size, &[(offset, length, changed)])).unwrap();
-        self.either(by, &asked, &format!("import-diff --no-progress diff %/{image}"))?;
+        let data = if zeros { vec![0; data.len()] } else { data };
         let at = usize::try_from(offset).unwrap();
-        let bytes = &mut self.images.get_mut(image).unwrap().head[at..at + data.len()];
-        if zeros {
-            bytes.fill(0);
-        } else {
-            bytes.copy_from_slice(&data);
+        let is_killed = by == By::Librbd && self.steps.is_multiple_of(self.killed_every);
+        if is_killed {
+            let delay = Duration::from_micros(self.numbers.below(4000));
+            self.agent.kill_after(delay);
         }
+        match self.either(by, &asked, &format!("import-diff --no-progress diff %/{image}")) {
+            // What it has said is done stays done.
+            Ok(()) if is_killed => self.replace_librbd("librbd's process was not killed".to_owned())?,
+            Ok(()) => {}
+            Err(error) if by == By::Librbd => {
+                self.replace_librbd(error)?;
+                return self.settle_write(image, at, &data);
+            }
+            Err(error) => return Err(error),
+        }
+        self.images.get_mut(image).unwrap().head[at..at + data.len()].copy_from_slice(&data);
         Ok(())
     }
 
@@ -431,7 +532,7 @@ impl World<'_> {
     /// No map of an image and, of `snaps`, its snapshots may be flagged as invalid. Those of snapshots are not looked at after every step: librbd
     /// opens the image for each, and its process dies of that now and then (16.2.15: `std::system_error`, of a mutex that is none).
     fn check_flags(&mut self, image: &str, snaps: &[String]) -> Result<(), String> {
-        let flags = self.agent.ask(&json!({"verb": "flags", "image": image, "snaps": snaps}))?;
+        let flags = self.look(&json!({"verb": "flags", "image": image, "snaps": snaps}))?;
         let is_valid = flags.as_str().is_some_and(|all| all.split(' ').all(|f| f == "0"));
         if is_valid { Ok(()) } else { Err(format!("object maps of {image}, {snaps:?} are flagged: {flags}")) }
     }
@@ -546,6 +647,8 @@ fn play(test: &str, seed: u64, steps: u64) {
         numbers,
         last: 0,
         steps: 0,
+        killed_every: setting("FERRY_KILLED_EVERY", KILLED_EVERY),
+        faults: 0,
         rolled_back: BTreeSet::new(),
         parted: BTreeMap::new(),
         done: Vec::new(),
