@@ -199,7 +199,7 @@ impl World<'_> {
     #[expect(clippy::print_stdout, reason = "who reads the outcome wants to know")]
     fn replace_librbd(&mut self, error: String) -> Result<(), String> {
         let Some(signal) = self.agent.died_of() else { return Err(error) };
-        println!("step {}: librbd's process died of signal {signal}", self.steps);
+        println!("step {}: librbd's process died of signal {signal}: {error:.200}", self.steps);
         self.done.push(format!("{} librbd died of signal {signal}", self.steps));
         self.faults += u64::from(signal != SIGKILL);
         if self.faults > FAULTS_MAX {
@@ -226,8 +226,8 @@ impl World<'_> {
     fn look(&mut self, asked: &Value) -> Result<Value, String> {
         match self.agent.ask(asked) {
             Err(error) => {
-                self.replace_librbd(error)?;
-                self.agent.ask(asked)
+                self.replace_librbd(format!("{asked}: {error}"))?;
+                self.agent.ask(asked).map_err(|e| format!("{asked}: {e}"))
             }
             answer => answer,
         }
@@ -378,7 +378,9 @@ impl World<'_> {
                 all.snaps.insert(name, all.head.clone());
             }
             66..70 => {
-                let Some(snap) = snap.filter(|s| self.children(&image, Some(s)) == 0) else {
+                // One that only snapshots of a clone still show would go to the trash, and its image could not be moved any more.
+                let is_shown = self.parted.values().any(|parent| *parent == image);
+                let Some(snap) = snap.filter(|s| !is_shown && self.children(&image, Some(s)) == 0) else {
                     return Ok(None);
                 };
                 let asked = json!({"verb": "snap_rm", "image": image, "snap": snap});
@@ -483,7 +485,7 @@ impl World<'_> {
             zeroed |= zeros;
             self.write(by, &target, zeros)?;
         }
-        self.compare_all(&target)?;
+        self.compare_under_way(&target)?;
         self.ask(&json!({"verb": "close", "image": target}))?;
         if self.numbers.below(3) == 0 {
             // librbd gives the source back what was written, but not what was zeroed (seen with 16.2.15 alone).
@@ -515,6 +517,18 @@ impl World<'_> {
                 to.clone_into(parent);
             }
         }
+    }
+
+    /// As [`World::compare_all`], of the target of a migration under way. A parted clone's snapshots are left to ferry: librbd dies of an
+    /// assertion where it looks for an object that the source lacks there (seen with 16.2.15, which cannot prepare such a migration).
+    fn compare_under_way(&mut self, target: &str) -> Result<(), String> {
+        if !self.parted.contains_key(target) {
+            return self.compare_all(target);
+        }
+        self.compare(By::Librbd, target, None)?;
+        self.compare(By::Ferry, target, None)?;
+        let snaps: Vec<String> = self.images[target].snaps.keys().cloned().collect();
+        snaps.iter().try_for_each(|snap| self.compare(By::Ferry, target, Some(snap)))
     }
 
     /// Compares an image with all its snapshots, as both see it.
