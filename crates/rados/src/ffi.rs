@@ -104,7 +104,6 @@ api! {
     fn rados_create2(cluster: *mut rados_t, cluster_name: *const c_char, name: *const c_char, flags: u64) -> c_int;
     fn rados_conf_read_file(cluster: rados_t, path: *const c_char) -> c_int;
     fn rados_conf_parse_env(cluster: rados_t, variable: *const c_char) -> c_int;
-    fn rados_conf_get(cluster: rados_t, option: *const c_char, buf: *mut c_char, len: size_t) -> c_int;
     fn rados_conf_set(cluster: rados_t, option: *const c_char, value: *const c_char) -> c_int;
     fn rados_connect(cluster: rados_t) -> c_int;
     fn rados_shutdown(cluster: rados_t);

@@ -22,7 +22,7 @@ use ferry_core::{Error, Namespace, PoolId, PoolStats, Result, SnapId};
 use self::completion::InFlight;
 use crate::errno::{check, error};
 use crate::ffi::{Api, load, rados_ioctx_t, rados_pool_stat_t, rados_t};
-use crate::limits::{BLOCKLIST_SECONDS, MESSENGERS_USUAL, MONITOR_TIMEOUT_SECONDS, NAME_MAX};
+use crate::limits::{BLOCKLIST_SECONDS, MONITOR_TIMEOUT_SECONDS, NAME_MAX};
 
 /// How to reach a cluster.
 #[derive(Clone, Debug, Default)]
@@ -86,7 +86,6 @@ impl Cluster {
         cluster.set("client_mount_timeout", &timeout)?;
         cluster.set("rados_mon_op_timeout", &timeout)?;
         cluster.configure(options)?;
-        cluster.limit_messengers()?;
         // SAFETY: the handle is configured and not connected yet.
         let connected = unsafe { (api.rados_connect)(cluster.raw) };
         check(connected, "connecting to the cluster").map_err(|e| e.with("user", user.to_string_lossy()))?;
@@ -114,31 +113,6 @@ impl Cluster {
         // SAFETY: both texts end in NUL.
         let set = unsafe { (self.api.rados_conf_set)(self.raw, option.as_ptr(), text.as_ptr()) };
         check(set, "setting an option of the cluster").map_err(|e| e.with("option", name)).map(drop)
-    }
-
-    /// Has one thread of the messenger for two processors, where nothing else is configured: on a small machine each of three is woken
-    /// for a message of its own, which costs a fifth of the processor time of small reads.
-    fn limit_messengers(&self) -> Result<()> {
-        const OPTION: &str = "ms_async_op_threads";
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let fitting = (processors / 2).max(1);
-        if fitting < MESSENGERS_USUAL && self.get(OPTION)? == MESSENGERS_USUAL.to_string() {
-            self.set(OPTION, &fitting.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// What an option is set to.
-    fn get(&self, name: &str) -> Result<String> {
-        let option = c_string(name)?;
-        let mut text = vec![0_u8; NAME_MAX];
-        // SAFETY: the name ends in NUL, the buffer has the length given.
-        let got = unsafe {
-            (self.api.rados_conf_get)(self.raw, option.as_ptr(), text.as_mut_ptr().cast(), text.len())
-        };
-        check(got, "reading an option of the cluster").map_err(|e| e.with("option", name))?;
-        let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
-        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
     }
 
     /// The library's version.

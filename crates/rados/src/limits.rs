@@ -22,6 +22,3 @@ pub(crate) const OMAP_SKIP_MAX: u64 = ferry_core::limits::OMAP_PAGE_MAX as u64;
 
 /// How long a client that lost its lock is not listened to: as `rbd` has it (`mon_osd_blocklist_default_expire`). Seconds.
 pub(crate) const BLOCKLIST_SECONDS: u32 = 3600;
-
-/// Threads that exchange messages with OSDs, as Ceph has it: this many, whatever the machine.
-pub(crate) const MESSENGERS_USUAL: usize = 3;

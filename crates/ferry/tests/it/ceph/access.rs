@@ -1,8 +1,7 @@
 //! What a user may do who only reads a pool, and images that ferry must not change.
 
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::fs;
+use std::process::{Command, Output};
 
 use super::{Cluster, ours, stock};
 use crate::harness::{Home, Name, noise, promised};
@@ -200,45 +199,5 @@ fn images_that_ferry_does_not_maintain_are_read_and_not_changed() {
         let changed: Vec<_> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
         assert!(changed.is_empty() && before.len() == after.len(), "{kind} was changed: {changed:?}");
     }
-    cluster.remove_pool(&pool);
-}
-
-/// Threads of a client that exchange messages with the cluster, where `CEPH_ARGS` are these.
-fn messengers(home: &Home, cluster: &Cluster, image: &str, ceph_args: &str) -> usize {
-    let line =
-        format!("bench {image} --io-type read --io-size 4K --io-threads 1 --io-total 1T --io-pattern rand");
-    let mut command = home.command(Name::Rbd);
-    command.env("CEPH_CONF", cluster.conf()).env("CEPH_ARGS", ceph_args).args(line.split_whitespace());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let names = || -> Vec<String> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
-        let comm = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        tasks.flatten().map(comm).collect()
-    };
-    let began = Instant::now();
-    // This one is there once it is connected.
-    while !names().iter().any(|name| name.starts_with("ms_dispatch")) {
-        assert!(began.elapsed() < Duration::from_secs(20), "it does not connect: {:?}", names());
-        thread::sleep(Duration::from_millis(50));
-    }
-    let count = names().iter().filter(|name| name.starts_with("msgr-worker")).count();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    count
-}
-
-#[test]
-fn a_client_has_as_many_messengers_as_suit_the_machine_or_are_configured() {
-    let test = "a_client_has_as_many_messengers_as_suit_the_machine_or_are_configured";
-    let home = Home::empty();
-    let Some(cluster) = Cluster::for_test(&home, test) else { return };
-    promised("one thread for two processors exchanges messages with a cluster, three at most");
-    let pool = Cluster::own("messengers");
-    cluster.make_pool(&pool);
-    let image = format!("{pool}/i");
-    cluster.ceph("rbd", &format!("create {image} --size 16M"));
-    let processors = thread::available_parallelism().unwrap().get();
-    assert_eq!(messengers(&home, &cluster, &image, ""), (processors / 2).clamp(1, 3));
-    assert_eq!(messengers(&home, &cluster, &image, "--ms-async-op-threads=2"), 2);
     cluster.remove_pool(&pool);
 }
