@@ -72,6 +72,7 @@ impl Place {
     }
 }
 
+/// What the environment names.
 fn place() -> Result<Place, String> {
     Ok(Place {
         conf: std::env::var("CEPH_CONF").map_err(|_| "CEPH_CONF names no cluster".to_owned())?,

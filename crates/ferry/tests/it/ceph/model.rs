@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,9 @@ const KILLED_EVERY: u64 = 150;
 
 /// Processes of librbd's that may die of faults of their own.
 const FAULTS_MAX: u64 = 20;
+
+/// How long an answer of librbd's may take, after which its process is killed.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 /// What a process dies of that is killed.
 const SIGKILL: i32 = 9;
@@ -64,8 +68,19 @@ impl Agent {
 
     fn ask(&mut self, asked: &Value) -> Result<Value, String> {
         writeln!(self.to, "{asked}").map_err(|e| e.to_string())?;
+        // It has been seen to hang for good.
+        let (answered, is_answered) = mpsc::channel::<()>();
+        let process = self.child.id().to_string();
+        let watch = thread::spawn(move || {
+            if is_answered.recv_timeout(ANSWER_MAX) == Err(RecvTimeoutError::Timeout) {
+                drop(Command::new("kill").args(["-KILL", &process]).status());
+            }
+        });
         let mut line = String::new();
-        self.from.read_line(&mut line).map_err(|e| e.to_string())?;
+        let read = self.from.read_line(&mut line).map_err(|e| e.to_string());
+        drop(answered);
+        watch.join().unwrap();
+        read?;
         let answer: Value = serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))?;
         match answer.get("error") {
             Some(error) => Err(error.to_string()),
