@@ -554,7 +554,7 @@ pub struct Capabilities {
     pub share: bool,
     /// `list_snaps` works.
     pub list_snaps: bool,
-    /// `list_watchers` works. Where it does not, locks are never broken.
+    /// `list_watchers` works for every client. Where it does not, it is for administrators at most, and locks are never broken.
     pub list_watchers: bool,
 }
 

@@ -11,8 +11,20 @@ use crate::encoding::{LOCK_NAME, Message};
 use crate::image::Image;
 use crate::session::NOTIFY_TIMEOUT;
 
-/// Everybody who has the image open to write, this handle too. Where the store has no list of them, whoever is told to read
-/// the header again, answering or not; their addresses are then known of those alone who hold the lock, and empty of others.
+/// Everybody who has the image open to write, this handle too, with their addresses. Where the store lists watchers for some
+/// clients only, and not for this one or nobody now, as [`watchers`].
+///
+/// # Errors
+/// Those of the store.
+pub async fn watchers_with_addresses(image: &Image) -> Result<Vec<WatcherInfo>> {
+    match image.pool.store.list_watchers(&image.header_object()).await {
+        Ok(listed) if !listed.is_empty() => Ok(listed),
+        _ => watchers(image).await,
+    }
+}
+
+/// Everybody who has the image open to write, this handle too. Where the store does not list them for every client, whoever is told
+/// to read the header again, answering or not; their addresses are then known of those alone who hold the lock, and empty of others.
 ///
 /// # Errors
 /// Those of the store.

@@ -113,6 +113,7 @@ api! {
     fn rados_buffer_free(buf: *mut c_char);
     fn rados_blocklist_add(cluster: rados_t, client_address: *const c_char, expire_seconds: u32) -> c_int;
     fn rados_mon_command(cluster: rados_t, cmd: *const *const c_char, cmdlen: size_t, inbuf: *const c_char, inbuflen: size_t, outbuf: *mut *mut c_char, outbuflen: *mut size_t, outs: *mut *mut c_char, outslen: *mut size_t) -> c_int;
+    fn rados_osd_command(cluster: rados_t, osdid: c_int, cmd: *const *const c_char, cmdlen: size_t, inbuf: *const c_char, inbuflen: size_t, outbuf: *mut *mut c_char, outbuflen: *mut size_t, outs: *mut *mut c_char, outslen: *mut size_t) -> c_int;
     fn rados_wait_for_latest_osdmap(cluster: rados_t) -> c_int;
     fn rados_pool_list(cluster: rados_t, buf: *mut c_char, len: size_t) -> c_int;
     fn rados_pool_lookup(cluster: rados_t, pool: *const c_char) -> i64;

@@ -1,10 +1,11 @@
-//! Owners of librados' handles: a connection, I/O contexts; below them operations, completions, watches, listings.
+//! Owners of librados' handles: a connection, I/O contexts; below them commands, operations, completions, watches, listings.
 //!
 //! # Invariants
 //! - An I/O context outlives the requests submitted on it: dropping one waits for them ([`completion::InFlight`]).
 //! - What librados writes to lives in an `Arc` that the request's completion holds.
 //! - No owner is dropped on librados' own threads: `rados_shutdown` would wait for the thread it runs on.
 
+mod command;
 pub(crate) mod completion;
 pub(crate) mod listing;
 pub(crate) mod op;
@@ -215,36 +216,6 @@ impl Cluster {
             unsafe { (self.api.rados_blocklist_add)(self.raw, c_address.as_ptr(), BLOCKLIST_SECONDS) };
         check(listed, "cutting a client off")?;
         self.catch_up()
-    }
-
-    /// Has the monitors do a command, in JSON; what it gives.
-    pub(crate) fn ask_monitors(&self, command: &str) -> Result<Vec<u8>> {
-        let c_command = c_string(command)?;
-        let commands = [c_command.as_ptr()];
-        let (mut found, mut found_length, mut said, mut said_length) = (null_mut(), 0, null_mut(), 0);
-        // SAFETY: one command that ends in NUL, no input, and four places to fill.
-        let done = unsafe {
-            (self.api.rados_mon_command)(
-                self.raw,
-                commands.as_ptr(),
-                commands.len(),
-                null(),
-                0,
-                &raw mut found,
-                &raw mut found_length,
-                &raw mut said,
-                &raw mut said_length,
-            )
-        };
-        let bytes = copied(found, found_length);
-        for buffer in [found, said] {
-            if !buffer.is_null() {
-                // SAFETY: librados gave it, and it is not used after.
-                unsafe { (self.api.rados_buffer_free)(buffer) };
-            }
-        }
-        check(done, "asking the monitors")?;
-        Ok(bytes)
     }
 
     /// The store is gone.

@@ -1,13 +1,14 @@
 //! [`RadosStore`]: the contract in librados' terms.
 //!
 //! - An op's snapshot context, and a read's snapshot, are settings of an I/O context; one is kept for each in use.
-//! - What librados' C interface lacks is refused (`list_snaps`, `list_watchers`, sharing ranges, pool flags) or derived:
+//! - What librados' C interface lacks is refused (`list_snaps`, sharing ranges, pool flags) or derived:
 //!   extents are what is left when blocks of zeros are taken out, and what an object's version at a snapshot tells stands in for
-//!   the list of its versions.
-//! - Making and removing pools, listing objects and rolling back wait on the calling thread; all else is asynchronous.
+//!   the list of its versions. Who watches an object is asked of the OSD that serves it, which answers administrators alone.
+//! - Making and removing pools, listing objects and watchers, and rolling back wait on the calling thread; all else is asynchronous.
 
 mod pages;
 mod read;
+mod watchers;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +25,7 @@ use ferry_core::{
     Capabilities, ClientId, Errno, Error, Namespace, ObjectId, ObjectPage, PoolFlags, PoolId, PoolInfo,
     PoolStats, ReadOp, ReadReply, Reply, Result, SnapId, SnapSet, Store, WriteOp, WriteReply,
 };
+use serde_json::json;
 
 use crate::ffi::ALL_NSPACES;
 use crate::handle::listing::Cursor;
@@ -106,12 +108,7 @@ impl RadosStore {
     /// # Errors
     /// `NotFound` where there is none; `Denied` where the user may not read it; `Corrupt` where it is no text.
     pub fn kept_value(&self, key: &str) -> Result<String> {
-        // As JSON has it.
-        let quoted = key.replace('\\', r"\\").replace('"', r#"\""#);
-        if key.chars().any(char::is_control) {
-            return Err(Error::invalid("a key with a control character in it").with("key", key));
-        }
-        let command = format!(r#"{{"prefix":"config-key get","key":"{quoted}"}}"#);
+        let command = json!({"prefix": "config-key get", "key": key}).to_string();
         let value = self.cluster.ask_monitors(&command).map_err(|e| e.with("key", key))?;
         String::from_utf8(value).map_err(|_| Error::corrupt("a kept value is no text").with("key", key))
     }
@@ -328,8 +325,7 @@ impl Store for RadosStore {
     }
 
     fn list_watchers(&self, object: &ObjectId) -> Reply<Vec<WatcherInfo>> {
-        let refused = Error::unsupported("listing watchers through librados' C interface");
-        Reply::ready(Err(refused.with("object", object)))
+        Reply::ready(watchers::list(&self.cluster, object).map_err(|e| e.with("object", object)))
     }
 
     fn lock(&self, object: &ObjectId, request: LockRequest) -> Reply<()> {

@@ -10,7 +10,7 @@ use ferry_image::header::{self, Header, Opening};
 use ferry_image::image::Image;
 use ferry_image::layout::Layout;
 use ferry_image::pool::Pool;
-use ferry_image::status::watchers;
+use ferry_image::status::watchers_with_addresses;
 use ferry_image::trash;
 
 use crate::api::{
@@ -140,7 +140,7 @@ pub(super) async fn status(image: &Image) -> Result<ImageStatus> {
         client: watcher.client.0,
         cookie: watcher.handle.0,
     };
-    let watchers = watchers(image).await?.into_iter().map(line).collect();
+    let watchers = watchers_with_addresses(image).await?.into_iter().map(line).collect();
     let migration = match &image.header.migration {
         Some(record) => Some(migration(image, record).await?),
         None => None,

@@ -17,7 +17,7 @@ fn bytes(home: &Home, cluster: &Cluster, program: Program, user: &str, image: &s
 }
 
 /// A user who reads the pool `templates` and writes the pool `own`; the options that make a command his.
-fn reader(home: &Home, cluster: &Cluster, templates: &str, own: &str) -> String {
+pub(super) fn reader(home: &Home, cluster: &Cluster, templates: &str, own: &str) -> String {
     let user = format!("reader-{own}");
     let keyring = home.path("reader.keyring");
     let caps = format!("profile rbd-read-only pool={templates}, profile rbd pool={own}");

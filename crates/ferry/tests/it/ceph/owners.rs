@@ -1,9 +1,10 @@
 //! Who owns an image's lock, where its owner dies, stops or does not let go.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::access::reader;
 use super::{Cluster, stock};
 use crate::harness::{Home, Name, promised};
 
@@ -126,6 +127,55 @@ fn an_owner_that_dies_while_it_hands_its_lock_over_is_not_waited_for() {
             "{program} killed {delay} ms after ferry began: taken over after {:.1} s",
             took.as_secs_f64()
         );
+    }
+    cluster.remove_pool(&pool);
+}
+
+#[test]
+fn status_tells_the_addresses_of_watchers_as_rbd_does() {
+    let test = "status_tells_the_addresses_of_watchers_as_rbd_does";
+    let home = Home::empty();
+    let Some(cluster) = Cluster::for_test(&home, test) else { return };
+    promised("of a user who may not ask them it asks the image's clients who they are");
+    let pool = Cluster::own("status");
+    cluster.make_pool(&pool);
+    let image = format!("{pool}/i");
+    cluster.ceph("rbd", &format!("create {image} --size 16M"));
+    let mut owner = writer(&home, &cluster, "stock", &image);
+    let watch = || {
+        let mut command = Command::new("rbd");
+        // It ends when its input does.
+        command.env("CEPH_CONF", cluster.conf()).args(["watch", &image]).stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut watchers = [watch(), watch()];
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let status = |options: &str| {
+        let line = format!("status {image}{options}");
+        (text(super::ours(&home, &cluster, &line)), text(stock(&home, &cluster, &line)))
+    };
+    let began = Instant::now();
+    while status("").1.matches("watcher=").count() < 3 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", status(""));
+    }
+    for options in ["", " --format json", " --format xml"] {
+        let (ours, stocks) = status(options);
+        assert_eq!(ours, stocks);
+        assert!(ours.contains("127.0.0.1"), "{ours}");
+    }
+    let user = reader(&home, &cluster, &pool, &pool);
+    let seen = text(super::ours(&home, &cluster, &format!("status {image} {user}")));
+    assert_eq!((seen.matches("watcher=").count(), seen.matches("watcher=- ").count()), (3, 2), "{seen}");
+    // One that stopped keeps nobody waiting, as the OSD tells.
+    signal(&watchers[0], "-STOP");
+    let began = Instant::now();
+    let (ours, stocks) = status("");
+    assert_eq!(ours, stocks);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    signal(&watchers[0], "-CONT");
+    for child in watchers.iter_mut().chain([&mut owner]) {
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
     cluster.remove_pool(&pool);
 }
