@@ -218,7 +218,10 @@ pub async fn drop_stale_pins(image: &mut Image) -> Result<()> {
 }
 
 /// Removes snapshots in the trash namespace that nothing uses any more; a crash may leave some.
-pub(crate) async fn drop_unused_trash(image: &mut Image) -> Result<()> {
+///
+/// # Errors
+/// As [`remove_by_id`].
+pub async fn drop_unused_trash(image: &mut Image) -> Result<()> {
     let unused = |s: &&SnapshotRecord| s.namespace.is_trash() && s.child_count == 0;
     let ids: Vec<SnapId> = image.header.snaps.values().filter(unused).map(|s| s.id).collect();
     for id in ids {

@@ -111,7 +111,7 @@ pub async fn prepare(
         }
     }
     let mut source = Image::open(pool, name, Opening::ReadWrite).await?;
-    if let Err(e) = snapshot::drop_stale_pins(&mut source).await {
+    if let Err(e) = drop_left_overs(&mut source).await {
         return close_with(source, e).await;
     }
     let plan = match Plan::make(&source, target, target_name, options).await {
@@ -135,6 +135,12 @@ pub async fn prepare(
     source.close().await?;
     let ends = Ends::find(target, target_name).await?;
     finish(ends).await.map(Prepared::Done)
+}
+
+/// Ends what a crash left of steps before this one, and would keep the source from moving.
+async fn drop_left_overs(source: &mut Image) -> Result<()> {
+    snapshot::drop_stale_pins(source).await?;
+    snapshot::drop_unused_trash(source).await
 }
 
 /// A migration of this image that is there already.

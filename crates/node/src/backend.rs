@@ -165,15 +165,20 @@ impl Stores {
         }
         match self.kind.open(dir, &self.env, missing, events)? {
             Claim::Ours(store) => {
-                let store: Arc<dyn OwnedStore> = match self.faults()? {
-                    Some(faults) => Arc::new(FaultyOwned::new(store, faults)),
-                    None => store,
-                };
+                let store = self.with_faults(store)?;
                 *slot = Some(Arc::clone(&store));
                 Ok(Got::Opened(store))
             }
             Claim::Theirs(served) => Ok(Got::Theirs(served)),
         }
+    }
+
+    /// A store with the faults that are asked for.
+    fn with_faults(&self, store: Arc<dyn OwnedStore>) -> Result<Arc<dyn OwnedStore>> {
+        Ok(match self.faults()? {
+            Some(faults) => Arc::new(FaultyOwned::new(store, faults)),
+            None => store,
+        })
     }
 
     /// The faults this process has on request.
@@ -201,7 +206,7 @@ impl Stores {
         if let Some((_, store)) = clusters.iter().find(|(known, _)| known.is_same_client(cluster)) {
             return Ok(Arc::clone(store));
         }
-        let store = self.kind.connect(cluster)?;
+        let store = self.with_faults(self.kind.connect(cluster)?)?;
         clusters.push((cluster.clone(), Arc::clone(&store)));
         Ok(store)
     }

@@ -8,6 +8,7 @@
 mod access;
 mod checklist;
 mod clusters;
+mod deaths;
 mod devices;
 mod faults;
 mod keys;

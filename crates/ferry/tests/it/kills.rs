@@ -15,10 +15,10 @@ use crate::harness::{Home, Name, noise};
 const KILLED: i32 = 9;
 
 /// Bytes of the image: 4 objects of 1 MiB, the last one short.
-const SIZE: u64 = 3_500_000;
+pub(crate) const SIZE: u64 = 3_500_000;
 
 /// Changes after which no command is still at work.
-const CHANGES_MAX: u64 = 1000;
+pub(crate) const CHANGES_MAX: u64 = 1000;
 
 /// Writes to an image by way of a diff.
 fn write(home: &Home, image: &str, offset: u64, data: &[u8]) {
@@ -36,24 +36,29 @@ fn write(home: &Home, image: &str, offset: u64, data: &[u8]) {
 
 /// What an image holds at each of its snapshots, oldest first, and at HEAD.
 #[derive(Clone)]
-struct Wanted(Vec<(&'static str, Vec<u8>)>);
+pub(crate) struct Wanted(Vec<(&'static str, Vec<u8>)>);
 
 impl Wanted {
+    /// A new image: nothing.
+    pub(crate) fn zeros() -> Self {
+        Self(vec![("", vec![0; usize::try_from(SIZE).unwrap()])])
+    }
+
     /// Changes HEAD.
-    fn write(&mut self, home: &Home, image: &str, offset: u64, data: &[u8]) {
+    pub(crate) fn write(&mut self, home: &Home, image: &str, offset: u64, data: &[u8]) {
         write(home, image, offset, data);
         let at = usize::try_from(offset).unwrap();
         self.0.last_mut().unwrap().1[at..at + data.len()].copy_from_slice(data);
     }
 
-    fn snapshot(&mut self, home: &Home, image: &str, name: &'static str) {
+    pub(crate) fn snapshot(&mut self, home: &Home, image: &str, name: &'static str) {
         home.ok(&format!("snap create {image}@{name} --no-progress"));
         let head = self.0.last().unwrap().1.clone();
         let n = self.0.len() - 1;
         self.0.insert(n, (name, head));
     }
 
-    fn check(&self, home: &Home, image: &str, what: &str) {
+    pub(crate) fn check(&self, home: &Home, image: &str, what: &str) {
         for (snap, bytes) in &self.0 {
             let spec = if snap.is_empty() { image.to_owned() } else { format!("{image}@{snap}") };
             let out = home.path("out");
@@ -86,7 +91,7 @@ fn with_image(home: &Home, way: Way) -> Wanted {
         home.ok(line);
     }
     home.ok(&format!("create rbd/a --size {SIZE}B --object-size 1M"));
-    let mut wanted = Wanted(vec![("", vec![0; usize::try_from(SIZE).unwrap()])]);
+    let mut wanted = Wanted::zeros();
     wanted.write(home, "rbd/a", 0, &noise(1, 1_300_000));
     wanted.snapshot(home, "rbd/a", "s1");
     wanted.write(home, "rbd/a", 900_000, &noise(2, 600_000));
@@ -114,7 +119,7 @@ fn copy(from: &Path) -> Home {
 }
 
 /// Runs a command that dies after the change number `change`; whether it did.
-fn dies(home: &Home, line: &str, change: u64) -> bool {
+pub(crate) fn dies(home: &Home, line: &str, change: u64) -> bool {
     let output = home
         .command(Name::Ferry)
         .args(line.split_whitespace())
@@ -136,7 +141,7 @@ fn again(home: &Home, line: &str) {
 }
 
 /// Whether the migration left its one receipt, which tells what was verified, and nothing half written.
-fn has_receipt(home: &Home) -> bool {
+pub(crate) fn has_receipt(home: &Home) -> bool {
     let Ok(found) = fs::read_dir(home.path("home/receipts")) else { return false };
     let found: Vec<_> = found.map(|f| f.unwrap().path()).collect();
     if found.is_empty() {
@@ -266,7 +271,7 @@ fn a_node_that_dies_after_any_change_of_an_abort_under_an_export_finishes_it() {
     let made = Home::empty();
     made.ok("pool create rbd");
     made.ok(&format!("create rbd/a --size {SIZE}B --object-size 1M"));
-    let mut wanted = Wanted(vec![("", vec![0; usize::try_from(SIZE).unwrap()])]);
+    let mut wanted = Wanted::zeros();
     wanted.write(&made, "rbd/a", 0, &noise(1, 1_300_000));
     let node = made.serve();
     made.ok("export add rbd/a --export-name vm");

@@ -132,6 +132,10 @@ impl OwnedStore for FaultyOwned {
         self.inner.tend()
     }
 
+    fn kept_value(&self, key: &str) -> Result<Option<String>> {
+        self.inner.kept_value(key)
+    }
+
     fn close(&self) -> Result<()> {
         self.inner.close()
     }

@@ -1,6 +1,8 @@
 //! Random operations on one tree of images, by ferry's commands and by a librbd process that lives long and keeps images open, in
 //! turns, compared with bytes in memory after every step.
 
+mod deaths;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -29,17 +31,11 @@ const STEPS: u64 = 500;
 /// Steps after which all bytes of all images are compared, and their object maps checked.
 const MAPS_EVERY: u64 = 100;
 
-/// Steps after which librbd's process is killed while it writes, if it is its turn to, where `FERRY_KILLED_EVERY` does not say how many.
+/// Steps after which librbd's process is killed in the middle of one, if it is its turn, where `FERRY_KILLED_EVERY` does not say how many.
 const KILLED_EVERY: u64 = 150;
-
-/// Processes of librbd's that may die of faults of their own.
-const FAULTS_MAX: u64 = 20;
 
 /// How long an answer of librbd's may take, after which its process is killed.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
-
-/// What a process dies of that is killed.
-const SIGKILL: i32 = 9;
 
 /// Images at a time.
 const IMAGES_MAX: usize = 6;
@@ -141,8 +137,12 @@ struct World<'a> {
     last: u64,
     steps: u64,
     killed_every: u64,
+    /// The last step in which it was killed.
+    killed_at: u64,
     /// Processes of librbd's that died of faults of their own.
     faults: u64,
+    /// What a write left that librbd's process died of.
+    left: Option<Vec<u8>>,
     /// Images that librbd rolled back: it leaves objects that this changed as "not written since the newest snapshot" in the map
     /// (seen with 16.2.15 alone).
     rolled_back: BTreeSet<String>,
@@ -209,60 +209,6 @@ impl World<'_> {
         self.agent.ask(asked).map(drop).map_err(|e| format!("librbd {asked:.200}: {e}"))
     }
 
-    /// Puts another process of librbd's in the place of one that was killed, or died of a fault of its own, as it does once in some
-    /// thousand steps; `error` is what came of that, and is given back where it did not die.
-    #[expect(clippy::print_stdout, reason = "who reads the outcome wants to know")]
-    fn replace_librbd(&mut self, error: String) -> Result<(), String> {
-        let Some(signal) = self.agent.died_of() else { return Err(error) };
-        println!("step {}: librbd's process died of signal {signal}: {error:.200}", self.steps);
-        self.done.push(format!("{} librbd died of signal {signal}", self.steps));
-        self.faults += u64::from(signal != SIGKILL);
-        if self.faults > FAULTS_MAX {
-            return Err(format!("librbd died {} times: {error}", self.faults));
-        }
-        // As long as the cluster counts the dead one among the watchers, another librbd does not get its locks, and says "read-only".
-        let began = Instant::now();
-        for image in self.images.keys() {
-            let line = format!("status {}", self.spec(image));
-            while !String::from_utf8_lossy(&stock(self.home, self.cluster, &line).stdout)
-                .contains("Watchers: none")
-            {
-                if began.elapsed() > Duration::from_secs(60) {
-                    return Err(format!("{image} is still watched: {error}"));
-                }
-                thread::sleep(Duration::from_millis(200));
-            }
-        }
-        self.agent = Agent::start(self.home, self.cluster, &self.pool);
-        Ok(())
-    }
-
-    /// What librbd answers to a question that changes nothing, the next process of it where one dies of that.
-    fn look(&mut self, asked: &Value) -> Result<Value, String> {
-        match self.agent.ask(asked) {
-            Err(error) => {
-                self.replace_librbd(format!("{asked}: {error}"))?;
-                self.agent.ask(asked).map_err(|e| format!("{asked}: {e}"))
-            }
-            answer => answer,
-        }
-    }
-
-    /// A write that may have happened: each block must be as before or as written, and that is what it is from now on.
-    fn settle_write(&mut self, image: &str, at: usize, wanted: &[u8]) -> Result<(), String> {
-        let got = self.read(By::Ferry, image, None)?;
-        let head = &mut self.images.get_mut(image).unwrap().head;
-        let unit = usize::try_from(UNIT).unwrap();
-        for (n, wanted) in wanted.chunks(unit).enumerate() {
-            let block = at + n * unit..at + n * unit + wanted.len();
-            if got[block.clone()] != head[block.clone()] && got[block.clone()] != *wanted {
-                return Err(format!("a write that died left a mixture at {} of {image}", block.start));
-            }
-            head[block.clone()].copy_from_slice(&got[block]);
-        }
-        Ok(())
-    }
-
     /// Does the same by either.
     fn either(&mut self, by: By, asked: &Value, line: &str) -> Result<(), String> {
         let mut what = asked.clone();
@@ -272,7 +218,7 @@ impl World<'_> {
         }
         self.done.push(format!("{} {by:?} {what}", self.steps));
         match by {
-            By::Librbd => self.ask(asked),
+            By::Librbd => self.by_librbd(asked, line),
             By::Ferry => self.ferry(line),
         }
     }
@@ -333,21 +279,8 @@ impl World<'_> {
         fs::write(self.home.path("diff"), diff(size, &[(offset, length, changed)])).unwrap();
         let data = if zeros { vec![0; data.len()] } else { data };
         let at = usize::try_from(offset).unwrap();
-        let is_killed = by == By::Librbd && self.steps.is_multiple_of(self.killed_every);
-        if is_killed {
-            let delay = Duration::from_micros(self.numbers.below(4000));
-            self.agent.kill_after(delay);
-        }
-        match self.either(by, &asked, &format!("import-diff --no-progress diff %/{image}")) {
-            // What it has said is done stays done.
-            Ok(()) if is_killed => self.replace_librbd("librbd's process was not killed".to_owned())?,
-            Ok(()) => {}
-            Err(error) if by == By::Librbd => {
-                self.replace_librbd(error)?;
-                return self.settle_write(image, at, &data);
-            }
-            Err(error) => return Err(error),
-        }
+        self.either(by, &asked, &format!("import-diff --no-progress diff %/{image}"))?;
+        let data = self.left.take().unwrap_or(data);
         self.images.get_mut(image).unwrap().head[at..at + data.len()].copy_from_slice(&data);
         Ok(())
     }
@@ -466,7 +399,7 @@ impl World<'_> {
                 if !self.images[&image].snaps.is_empty() {
                     return Ok(None);
                 }
-                self.ask(&json!({"verb": "close", "image": image}))?;
+                self.close(&image)?;
                 let asked = json!({"verb": "remove", "image": image});
                 self.either(by, &asked, &format!("rm --no-progress %/{image}"))?;
                 self.images.remove(&image);
@@ -481,7 +414,7 @@ impl World<'_> {
     /// Moves an image, each step by either, with writes between; now and then it goes back.
     fn migrate(&mut self, image: &str) -> Result<String, String> {
         let target = self.fresh("m");
-        self.ask(&json!({"verb": "close", "image": image}))?;
+        self.close(image)?;
         let leads_parted =
             self.parted.contains_key(image) || self.parted.values().any(|parent| parent == image);
         let by = if leads_parted { By::Ferry } else { self.by() };
@@ -501,11 +434,11 @@ impl World<'_> {
             self.write(by, &target, zeros)?;
         }
         self.compare_under_way(&target)?;
-        self.ask(&json!({"verb": "close", "image": target}))?;
+        self.close(&target)?;
         if self.numbers.below(3) == 0 {
             // librbd gives the source back what was written, but not what was zeroed (seen with 16.2.15 alone).
             let by = if zeroed || leads_parted { By::Ferry } else { self.by() };
-            let asked = json!({"verb": "migration_abort", "image": target});
+            let asked = json!({"verb": "migration_abort", "image": target, "source": image});
             self.either(by, &asked, &format!("migration abort --no-progress %/{target}"))?;
             let back = self.images.remove(&target).unwrap();
             self.images.insert(image.to_owned(), back);
@@ -520,7 +453,7 @@ impl World<'_> {
         self.either(by, &asked, &format!("migration execute --no-progress %/{target}"))?;
         let by = self.by();
         let asked = json!({"verb": "migration_commit", "image": target});
-        self.ask(&json!({"verb": "close", "image": target}))?;
+        self.close(&target)?;
         self.either(by, &asked, &format!("migration commit --force --no-progress %/{target}"))?;
         Ok(target)
     }
@@ -574,7 +507,7 @@ impl World<'_> {
     fn check_maps(&mut self, image: &str) -> Result<(), String> {
         let snaps: Vec<String> = self.images[image].snaps.keys().cloned().collect();
         self.check_flags(image, &snaps)?;
-        self.ask(&json!({"verb": "close", "image": image}))?;
+        self.close(image)?;
         let info = stock(self.home, self.cluster, &format!("info {}", self.spec(image)));
         if !String::from_utf8_lossy(&info.stdout).contains("object-map") {
             return Ok(());
@@ -677,7 +610,9 @@ fn play(test: &str, seed: u64, steps: u64) {
         last: 0,
         steps: 0,
         killed_every: setting("FERRY_KILLED_EVERY", KILLED_EVERY),
+        killed_at: 0,
         faults: 0,
+        left: None,
         rolled_back: BTreeSet::new(),
         parted: BTreeMap::new(),
         done: Vec::new(),
