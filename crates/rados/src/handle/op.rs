@@ -229,6 +229,7 @@ impl Drop for Write {
 #[derive(Debug)]
 struct Target {
     api: &'static Api,
+    /// Empty, with room for what is asked for: zeros first would cost a large read as much as a copy of it.
     buffer: Vec<u8>,
     bytes_read: AtomicUsize,
     size: AtomicU64,
@@ -301,7 +302,7 @@ impl Read {
     /// A read of `data`: `(offset, length)`, bytes; and of the size, unless the data is wanted alone.
     pub(crate) fn new(data: Option<(u64, usize)>, is_data_alone: bool) -> Result<Self> {
         let api = load()?;
-        let mut buffer = vec![0; data.map_or(0, |(_, length)| length)];
+        let mut buffer: Vec<u8> = Vec::with_capacity(data.map_or(0, |(_, length)| length));
         let start = buffer.as_mut_ptr();
         let target = Arc::new(Target {
             api,
@@ -328,7 +329,7 @@ impl Read {
         }
         if let Some((offset, length)) = data {
             let (read_to, result) = (t.bytes_read.as_ptr(), t.results[1].as_ptr());
-            // SAFETY: as above; the buffer has the length given and is not touched until the read is over.
+            // SAFETY: as above; the buffer has room for the length given and is not touched until the read is over.
             unsafe { (api.rados_read_op_read)(raw, offset, length, start.cast(), read_to, result) };
         }
         Ok(read)
@@ -405,7 +406,9 @@ fn found(outcome: Outcome<Arc<Target>>) -> Result<Found> {
     check(outcome.result, "reading an object")?;
     let mut target = Arc::into_inner(outcome.payload).expect("the request was the last to hold its target");
     let mut data = std::mem::take(&mut target.buffer);
-    data.truncate(*target.bytes_read.get_mut());
+    let length = (*target.bytes_read.get_mut()).min(data.capacity());
+    // SAFETY: the read went well, so librados has written that many bytes, or none where none were asked for.
+    unsafe { data.set_len(length) };
     Ok(Found {
         version: outcome.version,
         size: *target.size.get_mut(),
