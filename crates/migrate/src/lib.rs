@@ -36,5 +36,5 @@ pub use import::{
     import_losses, prepare_import, verify_import,
 };
 pub use outcome::{Outcome, outcome};
-pub use prepare::{PrepareOptions, Prepared, Striping, prepare};
+pub use prepare::{PrepareOptions, Prepared, Striping, prepare, revive};
 pub use verify::{Against, Comparing, PointReport, Threads, Verification, verify};

@@ -153,19 +153,39 @@ async fn unfinished(pool: &Pool, name: &str) -> Result<Option<Ends>> {
             Ok(Some(*ends))
         }
         Ok(Finding::Importing(_)) => Err(Error::busy("image is migrating").with("image", name)),
-        Ok(Finding::Plain) => Ok(None),
-        Err(e) if e.kind() == ErrorKind::NotFound => cut_off_by_others(pool, name).await,
+        Ok(Finding::Plain) => revive(pool, name).await.map(|_| None),
+        Err(e) if e.kind() == ErrorKind::NotFound => revive(pool, name).await.map(|_| None),
         Err(e) => Err(e),
     }
 }
 
-/// A source that another program moved to the trash before it died: nothing else says that it is migrating. It gets its name
-/// back.
-async fn cut_off_by_others(pool: &Pool, name: &str) -> Result<Option<Ends>> {
-    if let Some((id, _)) = trash::find_by_name(pool, name, TrashSource::Migration).await? {
-        abort::restore_name(pool, name, &id).await?;
-    }
-    Ok(None)
+/// Gives an image that no header calls migrating ([`Ends::look_up`]) its name back, or what it lacks of it, where another program
+/// moved it to the trash to migrate it, or began to, and died; whether it was so.
+///
+/// # Errors
+/// `Busy` (16) where somebody has it open: that program may be at it. Those of the store.
+///
+/// # Crash safety
+/// Durable when it returns. After a crash midway the same call finishes.
+pub async fn revive(pool: &Pool, name: &str) -> Result<bool> {
+    let named = pool.find_id(name).await?;
+    let there = trash::all_by_name(pool, name, TrashSource::Migration).await?;
+    // Another image may have the name by now.
+    let Some((id, _)) = there.into_iter().find(|(id, _)| named.as_ref().is_none_or(|named| named == id))
+    else {
+        return Ok(false);
+    };
+    let image = match Image::open_by_id(pool, &id, Opening::ReadWrite).await {
+        Ok(image) => image,
+        // What is left of one.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let watched = remove::check_watchers(&image).await;
+    image.close().await?;
+    watched.map_err(|e| Error::busy("image has watchers - not migrating").because(e))?;
+    abort::restore_name(pool, name, &id).await?;
+    Ok(true)
 }
 
 /// Whether this is where it goes.

@@ -92,6 +92,7 @@ pub(crate) fn the_rados_command_shows_our_locks_and_watches(ground: &Ground) {
     {
         assert!(gone.elapsed() < Duration::from_secs(10), "a dropped watch stays");
     }
+    assert_eq!(ground.store.list_watchers(&id).wait().unwrap(), []);
 }
 
 pub(crate) fn two_clients_exclude_and_notify_each_other(ground: &Ground) {

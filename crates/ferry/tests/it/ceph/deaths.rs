@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Cluster;
 use crate::durability::setting;
-use crate::harness::{Home, Name, noise};
+use crate::harness::{Home, Name, noise, promised};
 use crate::kills::{CHANGES_MAX, SIZE, Wanted, dies, has_receipt};
 
 /// Every so many changes of a command are tried, where `FERRY_KILL_STRIDE` does not say how many.
@@ -150,6 +150,7 @@ fn a_death_in_the_removal_of_a_snapshot_keeps_no_image_from_moving() {
     let test = "a_death_in_the_removal_of_a_snapshot_keeps_no_image_from_moving";
     let ground = Home::empty();
     let Some(cluster) = Cluster::for_test(&ground, test) else { return };
+    promised("Prepare ends the removal of a snapshot of the source that was cut off");
     let pool = Cluster::own("removal");
     cluster.make_pool(&pool);
     let home = home_at(&cluster, &pool);

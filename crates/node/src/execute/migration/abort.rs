@@ -33,6 +33,14 @@ impl Run<'_> {
             Err(e) if e.errno == Errno::ENOENT.0 && self.has_remains(image).await? => {
                 return self.abort_import(image, options, "").await;
             }
+            Err(e)
+                if [Errno::ENOENT.0, Errno::EINVAL.0].contains(&e.errno)
+                    && self.revived(image, &what, rbd).await? =>
+            {
+                tracing::info!(%image, "another program died when it began to move it: it has its name back");
+                Progress::start(self.events, "Abort image migration").done();
+                return Ok(());
+            }
             moved => moved?,
         };
         let ends = match moved {
@@ -86,6 +94,12 @@ impl Run<'_> {
         }
         step.done();
         Ok(())
+    }
+
+    /// Whether another program died before it wrote down that it moves an image, which has its name back now.
+    async fn revived(&self, image: &ImageSpec, what: &str, rbd: &str) -> Done<bool> {
+        let pool = self.pool(&image.pool_spec()).await?;
+        ferry_migrate::revive(&pool, &image.image).await.map_err(|e| Failure::of(&e, what, rbd))
     }
 
     /// Begins to abort beside the clients of the target `image`; `None` where it has none here, or all has to be done while they
