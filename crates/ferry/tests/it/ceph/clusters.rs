@@ -3,9 +3,16 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use super::Cluster;
+use crate::durability::ledger::{Content, Ledger};
+use crate::durability::load::{Load, Subject, check, wait_for_flushes};
+use crate::durability::seed;
 use crate::harness::{Home, promised};
+
+/// Blocks of the image under load: 8 MiB.
+const BLOCKS: usize = 2048;
 
 /// A home with the local pool `rbd` and the pool `near` of a cluster, and another cluster.
 struct Two {
@@ -96,11 +103,12 @@ fn images_go_from_one_cluster_to_another() {
     let Some(two) = Two::start("images_go_from_one_cluster_to_another") else { return };
     an_image_of_another_cluster_is_imported_as_its_own_user(&two);
     an_image_moves_from_one_cluster_to_another(&two);
+    it_moves_under_a_writing_client(&two);
     two.near.remove_pool(&two.near_pool);
 }
 
 fn an_image_moves_from_one_cluster_to_another(two: &Two) {
-    promised("An image moves from one cluster to another");
+    promised("An image moves from one cluster to another, under its clients too");
     let (home, conf) = (&two.home, two.far.conf().display().to_string());
     home.ok(&format!("-c {conf} pool create far --rados --rados-pool rbd"));
     let (one, head) = (two.far_bytes("rbd/a@one"), two.far_bytes("rbd/a"));
@@ -117,6 +125,42 @@ fn an_image_moves_from_one_cluster_to_another(two: &Two) {
     home.ok("migration execute near/b --no-progress");
     home.ok("migration commit near/b --no-progress");
     assert!(two.bytes("near/b") == written && two.bytes("near/b@one") == one);
+    assert_eq!(two.far.ceph("rbd", "ls rbd"), "");
+    two.far.wait_until_none("rbd", |name| name.starts_with("rbd_data") || name.starts_with("rbd_header"));
+}
+
+/// Forth, back by an abort, and forth again, while a client writes and flushes.
+#[expect(clippy::print_stdout, reason = "who plays it again wants to know the seed")]
+fn it_moves_under_a_writing_client(two: &Two) {
+    let (home, seed) = (&two.home, seed());
+    println!("FERRY_SEED={seed}");
+    home.ok("create far/live --size 8M --object-size 1M");
+    let node = home.serve();
+    home.ok("export add far/live --name vm");
+    let socket = home.path("home/nbd.sock");
+    let subject = Subject { export: "vm", ledger: Arc::new(Ledger::new(BLOCKS, Content::Zero)) };
+    let subjects = [subject.clone()];
+    let load = Load::start(&socket, &subjects, seed);
+    wait_for_flushes(&subjects, 5);
+    home.ok("snap create far/live@before --no-progress");
+    let before = two.bytes("far/live@before");
+    home.ok("migration prepare far/live near/live");
+    wait_for_flushes(&subjects, 10);
+    home.ok("migration abort near/live --no-progress");
+    wait_for_flushes(&subjects, 15);
+    home.ok("migration prepare far/live near/live");
+    home.ok("snap create near/live@between --no-progress");
+    let between = two.bytes("near/live@between");
+    wait_for_flushes(&subjects, 20);
+    home.ok("migration execute near/live --no-progress");
+    home.ok("migration commit near/live --no-progress");
+    wait_for_flushes(&subjects, 25);
+    load.end();
+    check(&socket, &subject, &subject.ledger.durable()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    home.ok("export rm vm");
+    assert_eq!(node.stop(), 0, "{}", home.log());
+    subject.ledger.check(&subject.ledger.durable(), &two.bytes("near/live")).unwrap();
+    assert!(two.bytes("near/live@before") == before && two.bytes("near/live@between") == between);
     assert_eq!(two.far.ceph("rbd", "ls rbd"), "");
     two.far.wait_until_none("rbd", |name| name.starts_with("rbd_data") || name.starts_with("rbd_header"));
 }
