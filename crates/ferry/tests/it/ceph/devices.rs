@@ -156,7 +156,7 @@ fn maps(world: &World, before: &str, spec: &str, far: &str) {
 fn a_process_in_the_background_maps_images_of_a_cluster() {
     let Some(world) = World::new("a_process_in_the_background_maps_images_of_a_cluster") else { return };
     promised("Images of a Ceph cluster are mapped like others, those of a pool of the home and");
-    promised("On a cluster `status` asks the clients of an image who they are");
+    promised("On a cluster `status` asks the OSD that serves an image's header who watches it");
     maps(&world, "", "far/a", "far/a");
     let pool = &world.ground.pool;
     maps(&world, &world.conf(), &format!("{pool}/b"), "far/b");

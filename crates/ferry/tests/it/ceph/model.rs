@@ -406,9 +406,39 @@ impl World<'_> {
                 return Ok(None);
             }
             94..98 => return self.migrate(&image).map(Some),
+            98..100 => return self.rename(&image, at == 98).map(Some),
             _ => return Ok(None),
         }
         Ok(Some(image))
+    }
+
+    /// Gives an image another name, directly or by way of the trash.
+    fn rename(&mut self, image: &str, is_direct: bool) -> Result<String, String> {
+        let to = self.fresh("r");
+        self.close(image)?;
+        if is_direct {
+            let by = self.by();
+            let asked = json!({"verb": "rename", "image": image, "to": to});
+            self.either(by, &asked, &format!("rename %/{image} %/{to}"))?;
+        } else {
+            let id = self.id(image)?;
+            let by = self.by();
+            let asked = json!({"verb": "trash_mv", "image": image});
+            self.either(by, &asked, &format!("trash mv %/{image}"))?;
+            let by = self.by();
+            let asked = json!({"verb": "trash_restore", "id": id, "to": to});
+            self.either(by, &asked, &format!("trash restore %/{id} --image {to}"))?;
+        }
+        let renamed = self.images.remove(image).unwrap();
+        self.images.insert(to.clone(), renamed);
+        if self.rolled_back.remove(image) {
+            self.rolled_back.insert(to.clone());
+        }
+        if let Some(parent) = self.parted.remove(image) {
+            self.parted.insert(to.clone(), parent);
+        }
+        self.rename_parent(image, &to);
+        Ok(to)
     }
 
     /// Moves an image, each step by either, with writes between; now and then it goes back.
