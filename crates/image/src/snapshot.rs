@@ -220,12 +220,16 @@ pub async fn drop_stale_pins(image: &mut Image) -> Result<()> {
 /// Removes snapshots in the trash namespace that nothing uses any more; a crash may leave some.
 ///
 /// # Errors
-/// As [`remove_by_id`].
+/// As [`remove_by_id`], but for `NotFound`.
 pub async fn drop_unused_trash(image: &mut Image) -> Result<()> {
     let unused = |s: &&SnapshotRecord| s.namespace.is_trash() && s.child_count == 0;
     let ids: Vec<SnapId> = image.header.snaps.values().filter(unused).map(|s| s.id).collect();
     for id in ids {
-        remove_by_id(image, id).await?;
+        match remove_by_id(image, id).await {
+            // Whoever was at it has come to the end of it.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
     Ok(())
 }

