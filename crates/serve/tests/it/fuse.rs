@@ -147,3 +147,24 @@ fn a_file_in_use_is_taken_away_when_the_mount_ends() {
     file.read_at(&mut [0; 512], 0).unwrap_err();
     assert_eq!(world.export.clients(), 0);
 }
+
+#[test]
+fn a_mount_that_ends_under_requests_was_served_to_its_end() {
+    if skipped("a_mount_that_ends_under_requests_was_served_to_its_end") {
+        return;
+    }
+    // The kernel tells a thread that just took a request, and found the mount gone, something else than the others.
+    for round in 0..40 {
+        let mut world = World::new(Access::ReadWrite, |_| {});
+        let file = world.open();
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let file = &file;
+                scope.spawn(move || while file.read_exact_at(&mut [0; 4096], reader * MIB).is_ok() {});
+            }
+            let ended = world.mount.take().unwrap().abort();
+            assert!(ended.is_ok(), "round {round}: {ended:?}");
+        });
+        assert_eq!(world.export.clients(), 0);
+    }
+}
