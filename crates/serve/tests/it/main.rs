@@ -7,6 +7,7 @@ mod fuse;
 mod fuzz;
 mod hostile;
 mod kernel;
+mod late;
 mod peers;
 mod protocol;
 mod shell;

@@ -15,8 +15,8 @@ use super::{Blocked, Connection, End, Round, Stage};
 use crate::export::Entered;
 use crate::nbd::channel::Channel;
 use crate::nbd::limits::{
-    ELSEWHERE_MAX, FLUSH_INLINE_MAX, PAYLOAD_MAX, PIECE_HOT, PIECE_MAX, READS_AHEAD_MAX, READS_ELSEWHERE_MAX,
-    STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
+    ELSEWHERE_MAX, FLUSH_INLINE_MAX, OUTPUT_MIN, PAYLOAD_MAX, PIECE_HOT, PIECE_MAX, READS_AHEAD_MAX,
+    READS_ELSEWHERE_MAX, STATUS_STEP, WHOLE_MAX, ZERO_INLINE_MAX,
 };
 use crate::nbd::wire::{Command, REQUEST_SIZE, Request, WireError, command_flag};
 use crate::traffic::Sort;
@@ -249,7 +249,7 @@ impl<S: Channel> Connection<S> {
     }
 
     /// Answers what is answered already, and lets the rest wait.
-    pub(super) fn start(&mut self, mut coming: Coming, held: Held, round: &Round, cx: &mut Context<'_>) {
+    pub(super) fn start(&mut self, mut coming: Coming, mut held: Held, round: &Round, cx: &mut Context<'_>) {
         let polled = coming.poll(cx);
         if matches!(coming, Coming::Data(_)) {
             self.reads_wait = polled.is_pending();
@@ -261,9 +261,21 @@ impl<S: Channel> Connection<S> {
             }
             return self.settle(held, answer);
         }
+        self.cover(&mut held);
         self.unleased += held.unleased;
         self.elsewhere += usize::from(coming.is_elsewhere());
         self.work.push(Work::new(coming, held, Arc::clone(&round.device)));
+    }
+
+    /// Takes memory of the server's for what waits, so that a device that takes its time is asked for more meanwhile than the
+    /// connection's own memory has room for.
+    fn cover(&self, held: &mut Held) {
+        if held.unleased > 0 && self.unleased + held.unleased > OUTPUT_MIN / 2 {
+            held.lease = self.shared.budget.take(held.unleased, held.unleased);
+            if held.lease.is_some() {
+                held.unleased = 0;
+            }
+        }
     }
 
     /// Makes everything acknowledged durable, for all who wait for it.
