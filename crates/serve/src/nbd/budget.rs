@@ -62,6 +62,13 @@ impl Lease {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Makes a part of it one of its own; at most all of it.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: Arc::clone(&self.budget), bytes }
+    }
 }
 
 impl Drop for Lease {

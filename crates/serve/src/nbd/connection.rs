@@ -32,7 +32,7 @@ use tokio::time::Sleep;
 
 use self::gather::{Gather, NAP};
 use self::input::Input;
-use self::large::{LargeRead, LargeWrite, Receiving};
+use self::large::{LargeRead, LargeWrite, Receiving, SplitRead};
 use self::output::Output;
 use self::pace::Pace;
 use self::reply::{Failure, Style};
@@ -76,7 +76,9 @@ pub(super) struct Connection<S> {
     /// How many requests are done by other threads.
     elsewhere: usize,
     large_writes: BTreeMap<u64, LargeWrite>,
-    large_writes_ever: u64,
+    split_reads: BTreeMap<u64, SplitRead>,
+    /// Large writes and split reads so far: the next one's number.
+    large_ever: u64,
     flushes: Flushes,
     /// Memory of a busy connection, while it has it.
     busy: Option<Lease>,
@@ -192,7 +194,8 @@ impl<S: Channel> Connection<S> {
             unleased: 0,
             elsewhere: 0,
             large_writes: BTreeMap::new(),
-            large_writes_ever: 0,
+            split_reads: BTreeMap::new(),
+            large_ever: 0,
             flushes: Flushes::default(),
             busy: None,
             room: None,

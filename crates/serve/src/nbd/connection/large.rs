@@ -8,8 +8,8 @@ use std::time::Instant;
 use ferry_core::Buffer;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::reply::{Failure, Part};
-use super::work::{Answer, Coming, Held, Owner, elsewhere};
+use super::reply::{Failure, OTHER_LENGTH, Part};
+use super::work::{Answer, Coming, Held, Owner, Range, elsewhere};
 use super::{Blocked, Connection, Round, Stage};
 use crate::nbd::budget::Lease;
 use crate::nbd::channel::Channel;
@@ -64,6 +64,15 @@ pub(super) struct LargeRead {
     is_under_way: bool,
 }
 
+/// A large read of which parts are being read, all at once, from a device that lets them wait.
+#[derive(Debug)]
+pub(super) struct SplitRead {
+    request: Request,
+    began: Instant,
+    under_way: usize,
+    failure: Option<Failure>,
+}
+
 impl Receiving {
     /// Reads what is there of the piece.
     pub(super) fn poll_fill<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>>
@@ -82,8 +91,8 @@ impl Receiving {
 impl<S: Channel> Connection<S> {
     /// Starts to receive a write that is too large to be received whole.
     pub(super) fn receive(&mut self, request: Request) {
-        let id = self.large_writes_ever;
-        self.large_writes_ever += 1;
+        let id = self.large_ever;
+        self.large_ever += 1;
         let began = self.now;
         let state = LargeWrite { request, began, under_way: 0, is_received: false, failure: None };
         self.large_writes.insert(id, state);
@@ -102,6 +111,63 @@ impl<S: Channel> Connection<S> {
             is_promised: false,
             is_under_way: false,
         });
+    }
+
+    /// Reads all parts of a request at once, each to be answered in a chunk of its own; `lease` is for all of it.
+    pub(super) fn read_in_parts(
+        &mut self,
+        request: Request,
+        mut lease: Lease,
+        round: &Round,
+        cx: &mut Context<'_>,
+    ) {
+        let (piece, end) = (PIECE_MAX as u64, request.offset + u64::from(request.length));
+        let starts = std::iter::successors(Some(request.offset), |at| Some((at / piece + 1) * piece));
+        let parts: Vec<Range> = starts
+            .take_while(|at| *at < end)
+            .map(|at| Range { offset: at, length: ((at / piece + 1) * piece).min(end) - at })
+            .collect();
+        let id = self.large_ever;
+        self.large_ever += 1;
+        let began = self.now;
+        self.split_reads.insert(id, SplitRead { request, began, under_way: parts.len(), failure: None });
+        for part in parts {
+            let coming = Coming::Data(round.device.read(part.offset, part.length));
+            let lease = Some(lease.split(usize::try_from(part.length).expect("a piece is small")));
+            self.start(
+                coming,
+                Held { owner: Owner::ReadPart(id, part), began, lease, unleased: 0 },
+                round,
+                cx,
+            );
+        }
+    }
+
+    /// A part of a split read is here, or not. One that fails ends the reply in an error once the others are over.
+    pub(super) fn part_read(&mut self, id: u64, range: Range, lease: Option<Lease>, answer: Answer) {
+        let read = self.split_reads.get_mut(&id).expect("it lives while parts are under way");
+        read.under_way -= 1;
+        let is_last = read.under_way == 0;
+        match answer {
+            Answer::Data(Ok(data)) if data.len() as u64 == range.length => {
+                if read.failure.is_none() {
+                    let part = Part { offset: range.offset, is_last };
+                    self.style.chunk(&mut self.output, &read.request, part, data, lease);
+                }
+            }
+            Answer::Data(Err(e)) | Answer::Unit(Err(e)) | Answer::Status(Err(e)) => {
+                read.failure.get_or_insert_with(|| Failure::of(&e));
+            }
+            Answer::Data(Ok(_)) | Answer::Unit(Ok(())) | Answer::Status(Ok(_)) => {
+                read.failure.get_or_insert_with(|| Failure::new(WireError::Io, OTHER_LENGTH));
+            }
+        }
+        if is_last && let Some(read) = self.split_reads.remove(&id) {
+            match read.failure {
+                Some(failure) => self.fail(&read.request, &failure, read.began),
+                None => self.count(&read.request, true, read.began),
+            }
+        }
     }
 
     /// Goes on with the payload that arrives, as far as it is here.

@@ -11,6 +11,9 @@ const HOLE_MIN: usize = 512;
 /// Zeros to pad a promised chunk with.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+/// What is said of a device that does not keep to its contract.
+pub(super) const OTHER_LENGTH: &str = "the device gave another length than was asked for";
+
 /// A failure, as the client will hear of it.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {

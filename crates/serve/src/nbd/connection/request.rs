@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ferry_core::Reply;
 use futures_util::FutureExt;
 
-use super::reply::Failure;
+use super::reply::{Failure, OTHER_LENGTH};
 use super::work::{Answer, Coming, Held, Owner, Work, elsewhere, read_ahead, status, zero};
 use super::{Blocked, Connection, End, Round, Stage};
 use crate::export::Entered;
@@ -200,6 +200,13 @@ impl<S: Channel> Connection<S> {
         if can_break_off && is_kept && !is_ahead && !self.pace.is_slow() {
             return self.read_in_pieces(request, PIECE_HOT);
         }
+        if can_break_off
+            && length > PIECE_MAX
+            && self.reads_wait
+            && let Some(lease) = self.shared.budget.take(length, length)
+        {
+            return self.read_in_parts(request, lease, round, cx);
+        }
         let lease = if length <= PIECE_MAX { self.shared.budget.take(length, length) } else { None };
         if lease.is_none() {
             return self.read_in_pieces(request, PIECE_MAX);
@@ -305,6 +312,7 @@ impl<S: Channel> Connection<S> {
             Owner::Whole(request) => self.settle_whole(&request, held, answer),
             Owner::WritePiece(id) => self.piece_written(id, answer),
             Owner::ReadPiece => self.piece_read(held.lease, answer),
+            Owner::ReadPart(id, range) => self.part_read(id, range, held.lease, answer),
             Owner::Flush => self.flushed(held.began, answer),
         }
     }
@@ -317,9 +325,7 @@ impl<S: Channel> Connection<S> {
                 self.count(request, true, began);
             }
             Answer::Data(Ok(_)) => {
-                let failure =
-                    Failure::new(WireError::Io, "the device gave another length than was asked for");
-                self.fail(request, &failure, began);
+                self.fail(request, &Failure::new(WireError::Io, OTHER_LENGTH), began);
             }
             Answer::Unit(Ok(())) => self.written(request, began),
             Answer::Status(Ok(extents)) => {

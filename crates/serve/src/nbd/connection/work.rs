@@ -16,6 +16,15 @@ use crate::nbd::handshake::{Selected, context_id};
 use crate::nbd::limits::{PIECE_MIN, STATUS_EXTENTS, STATUS_STEP, ZERO_PIECE};
 use crate::nbd::wire::{Command, Request, allocation, command_flag};
 
+/// A range of the export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    /// Where it starts.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) length: u64,
+}
+
 /// What a request, or a piece of one, belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -25,6 +34,8 @@ pub(super) enum Owner {
     WritePiece(u64),
     /// A piece of the large read under way.
     ReadPiece,
+    /// A part of the split read of that number.
+    ReadPart(u64, Range),
     /// A flush, for all who wait for it.
     Flush,
 }
