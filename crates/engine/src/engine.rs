@@ -284,6 +284,7 @@ impl Engine {
             core.log_seal()?;
             (core.log.take_unsynced(), core.log.last_sequence())
         };
+        while self.write_ahead()? {}
         let result = segments.iter().try_for_each(|no| self.disk.sync(FileId::Segment(*no)));
         let mut core = self.lock();
         match result {
@@ -291,6 +292,13 @@ impl Engine {
             Err(_) => core.log.poisoned = true,
         }
         result
+    }
+
+    /// Writes a little ahead of the log, so that the syncs after this one are cheap; whether there is more to write.
+    fn write_ahead(&self) -> Result<bool> {
+        let mut core = self.lock();
+        let Core { log, space, .. } = &mut *core;
+        log.write_ahead(space)
     }
 
     /// Writes a checkpoint if anything changed since the last: the next open has nothing to replay but what is written meanwhile.

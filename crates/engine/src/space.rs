@@ -6,7 +6,7 @@
 //! - A segment emptied since the last checkpoint is not used again before the next one is durable, or a record that frees it is
 //!   (`freed.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ferry_core::denc::{Decoder, Encoder};
 use ferry_core::{Error, ErrorKind, Result};
@@ -93,6 +93,8 @@ pub(crate) struct Space {
     files: BTreeSet<SegmentNo>,
     /// A free segment whose file is being removed.
     removing: Option<SegmentNo>,
+    /// Blocks of files, from the first one, that were written in this life of the process, be it with zeros.
+    written: BTreeMap<SegmentNo, u32>,
     segment_blocks: u32,
     capacity_bytes: u64,
 }
@@ -105,9 +107,21 @@ impl Space {
             free: BTreeSet::new(),
             files: BTreeSet::new(),
             removing: None,
+            written: BTreeMap::new(),
             segment_blocks,
             capacity_bytes,
         }
+    }
+
+    /// Blocks of a segment's file, from the first one, that are known to be written.
+    pub(crate) fn written(&self, no: SegmentNo) -> u32 {
+        let used = self.get(no).map_or(0, |s| s.used);
+        self.written.get(&no).map_or(used, |written| used.max(*written))
+    }
+
+    /// Says that so many blocks of a segment's file are written.
+    pub(crate) fn set_written(&mut self, no: SegmentNo, blocks: u32) {
+        self.written.insert(no, blocks);
     }
 
     /// Bytes of a segment.
@@ -335,6 +349,7 @@ impl Space {
         };
         if recycled.is_none() {
             disk.create(FileId::Segment(no), self.segment_bytes())?;
+            self.written.remove(&no);
         }
         let segment = Segment { state: State::Open(head), life, used: 1, ..Segment::default() };
         *self.entry(no) = segment;
@@ -363,6 +378,7 @@ impl Space {
     /// Marks segments free in the table a checkpoint writes; they become usable through [`Space::release`].
     pub(crate) fn mark_free(&mut self, empty: &[SegmentNo]) {
         for no in empty {
+            self.set_written(*no, self.written(*no));
             *self.entry(*no) = Segment::default();
         }
     }
@@ -381,6 +397,7 @@ impl Space {
         }
         let no = self.files.pop_last()?;
         self.free.remove(&no);
+        self.written.remove(&no);
         self.removing = Some(no);
         Some(no)
     }
@@ -411,8 +428,9 @@ impl Space {
         self.files.len()
     }
 
-    /// Says that the file of a free segment is there now.
+    /// Says that the file of a free segment is there now, and written from end to end.
     pub(crate) fn add_file(&mut self, no: SegmentNo) {
+        self.set_written(no, self.segment_blocks);
         self.free.insert(no);
         self.files.insert(no);
     }

@@ -74,3 +74,95 @@ fn any_failing_disk_operation_stops_the_store_and_costs_nothing_flushed() {
     }
     assert!(failed > 60, "{failed} of {count} operations failed a step");
 }
+
+/// Writes a block of one of 16 objects and flushes it, so many times; how often that went well. With what else is written before a
+/// flush now and then, of others or of the same object.
+fn write_and_flush(store: &Engine, times: u8) -> u8 {
+    for n in 0..times {
+        let block = |of: u8, value: u8| {
+            let offset = u64::from(of / 16) * 4096;
+            store.write(&object(of % 16), WriteOp::new().write(offset, vec![value; 4096])).wait()
+        };
+        let step = || {
+            block(n, n)?;
+            if n % 5 == 4 {
+                block(n - 1, n - 1)?;
+            }
+            store.flush().wait()
+        };
+        if step().is_err() {
+            return n;
+        }
+    }
+    times
+}
+
+#[test]
+fn a_power_cut_amid_flushes_of_single_blocks_costs_nothing_flushed() {
+    const OPTIONS: Options = Options { segment_blocks: 256, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let play = |stop_at: Option<u64>| {
+        let disk = Arc::new(SimDisk::new(7));
+        let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(0), OPTIONS).unwrap();
+        store.create_pool("p").wait().unwrap();
+        store.flush().wait().unwrap();
+        let (began, first) = (disk.written_bytes(), disk.operations());
+        stop_at.into_iter().for_each(|at| disk.stop_at(first + at));
+        (write_and_flush(&store, 250), disk.written_bytes() - began, disk)
+    };
+    let (flushed, written, disk) = play(None);
+    assert_eq!(flushed, 250);
+    // A batch of two blocks for each flush, or three, and as much as that of zeros, all segments but the last being full of both.
+    let batches = (250 * 2 + 50) * 4096;
+    assert!((batches * 3 / 2..=batches * 2 + (1 << 20)).contains(&written), "{written} of {batches}");
+    let all = disk.operations();
+    for at in (0..all).step_by(3) {
+        let (flushed, _, disk) = play(Some(at));
+        for image in [disk.copy(), disk.crash(at), disk.crash(at + all)] {
+            let store = Engine::open(Arc::new(image), test_env(1), OPTIONS).unwrap();
+            for n in 0..flushed {
+                let range = ReadOp::data(u64::from(n / 16) * 4096, 4096);
+                let reply = store.read(&object(n % 16), SnapId::HEAD, range).wait().unwrap();
+                assert!(
+                    reply.data.to_vec(u64::from(n / 16) * 4096, 4096) == vec![n; 4096],
+                    "{at}: block {n}"
+                );
+            }
+            assert!(store.check().unwrap().is_clean(), "operation {at}");
+            assert_eq!(write_and_flush(&store, 20), 20);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_written_ahead_of_large_flushes_of_few_or_of_what_was_made_ahead() {
+    const OPTIONS: Options = Options { segment_blocks: 1024, capacity_bytes: 0, cache_bytes: 1 << 20 };
+    let disk = Arc::new(SimDisk::new(7));
+    let store = Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(0), OPTIONS).unwrap();
+    store.create_pool("p").wait().unwrap();
+    let written = |step: &dyn Fn()| {
+        let before = disk.written_bytes();
+        step();
+        disk.written_bytes() - before
+    };
+    let few = written(&|| assert_eq!(write_and_flush(&store, 4), 4));
+    assert_eq!(few, 4 * 2 * 4096);
+    let large = written(&|| {
+        for n in 0..10 {
+            store.write(&object(n), WriteOp::new().write(0, vec![1; 16 * 4096])).wait().unwrap();
+            store.flush().wait().unwrap();
+        }
+    });
+    assert_eq!(large, 10 * 17 * 4096);
+    // The segment that is open now is written ahead, the next two are written already.
+    store.prepare(2).unwrap();
+    let rest = written(&|| assert_eq!(write_and_flush(&store, 250), 250));
+    let batches = (250 * 2 + 50) * 4096;
+    assert!((batches * 3 / 2..=batches * 2 + (1 << 20)).contains(&rest), "{rest} of {batches}");
+    let ahead = written(&|| {
+        for _ in 0..2 {
+            assert_eq!(write_and_flush(&store, 250), 250);
+        }
+    });
+    assert!((batches * 2..batches * 2 + (2 << 20)).contains(&ahead), "{ahead} of {batches} twice");
+    assert!(store.check().unwrap().is_clean());
+}
