@@ -121,11 +121,12 @@ impl<S: Channel> Connection<S> {
         round: &Round,
         cx: &mut Context<'_>,
     ) {
-        let (piece, end) = (PIECE_MAX as u64, request.offset + u64::from(request.length));
-        let starts = std::iter::successors(Some(request.offset), |at| Some((at / piece + 1) * piece));
+        let (piece, end) = (PIECE_MAX as u64, request.offset.saturating_add(u64::from(request.length)));
+        let next = |at: u64| (at / piece + 1).saturating_mul(piece);
+        let starts = std::iter::successors(Some(request.offset), |at| Some(next(*at)));
         let parts: Vec<Range> = starts
             .take_while(|at| *at < end)
-            .map(|at| Range { offset: at, length: ((at / piece + 1) * piece).min(end) - at })
+            .map(|at| Range { offset: at, length: next(at).min(end) - at })
             .collect();
         let id = self.large_ever;
         self.large_ever += 1;
