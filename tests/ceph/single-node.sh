@@ -12,6 +12,9 @@ set -euo pipefail
 
 PACKAGES=(ceph-mon ceph-osd ceph-mgr ceph-common ceph-base librados2)
 OSDS=3
+# What the tests put into a cluster, and what a monitor must see free to keep running (it ends at 5 %, with exit code 28).
+ROOM_MIB=2048
+ROOM_PERCENT=6
 
 say() { echo "single-node: $*" >&2; }
 
@@ -57,6 +60,16 @@ free_port() {
     done
     say "no free port"
     return 1
+}
+
+check_room() {
+    local free used
+    free=$(df -BM --output=avail "$1" | tail -n 1 | tr -dc 0-9)
+    used=$(df --output=pcent "$1" | tail -n 1 | tr -dc 0-9)
+    if [ "$free" -lt "$ROOM_MIB" ] || [ $((100 - used)) -lt "$ROOM_PERCENT" ]; then
+        say "$1 has $free MiB free, $((100 - used)) %: a cluster needs $ROOM_MIB MiB and $ROOM_PERCENT %"
+        return 1
+    fi
 }
 
 write_conf() {
@@ -114,6 +127,8 @@ start() {
     check
     [ -e "$DIR" ] && { say "$DIR exists"; exit 1; }
     install_missing
+    mkdir -p "$DIR"
+    check_room "$DIR" || { rmdir "$DIR"; exit 28; }
     mkdir -p "$DIR"/{mon,mgr,run,log}
     DIR=$(cd "$DIR" && pwd)
     trap 'say "starting failed; logs were in $DIR/log"; tail -n 20 "$DIR"/log/* >&2 || true; stop' ERR
