@@ -71,6 +71,15 @@ impl Load {
         Self { is_stopped, threads }
     }
 
+    /// Starts another on one subject: a block is written and flushed, then the next, as a database does that commits.
+    pub(crate) fn start_committing(socket: &Path, subject: &Subject, seed: u64) -> Self {
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let client = Client::connect(socket, subject.export).unwrap();
+        let (ledger, stopped) = (Arc::clone(&subject.ledger), Arc::clone(&is_stopped));
+        let thread = thread::spawn(move || commit(client, &ledger, Numbers(seed), &stopped));
+        Self { is_stopped, threads: vec![thread] }
+    }
+
     /// Ends it; every request must have gone well.
     pub(crate) fn end(self) {
         self.is_stopped.store(true, Ordering::SeqCst);
@@ -127,6 +136,31 @@ fn drive(mut client: Client, ledger: &Ledger, mut numbers: Numbers, stopped: &At
                 InFlight::Flush(moment) => ledger.flushed(moment),
             }
         }
+    }
+    Ok(())
+}
+
+/// Writes a block and flushes it, again and again.
+fn commit(mut client: Client, ledger: &Ledger, mut numbers: Numbers, stopped: &AtomicBool) -> io::Result<()> {
+    let blocks = client.size / u64::try_from(BLOCK).unwrap();
+    let mut cookie = 0;
+    let mut ask = |request: &Request| {
+        cookie += 1;
+        client.send(cookie, request)?;
+        let reply = client.receive()?;
+        let is_well = reply.cookie == cookie && reply.error == 0;
+        let text = format!("request {cookie} was answered {reply:?}");
+        if is_well { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, text)) }
+    };
+    while !stopped.load(Ordering::SeqCst) {
+        let at = usize::try_from(numbers.below(blocks)).unwrap();
+        let sent = ledger.write(at, 1, false, false).expect("nothing else is in flight");
+        let data = pattern(sent.contents[0], at);
+        ask(&Request::Write { offset: u64::try_from(at * BLOCK).unwrap(), data, is_durable: false })?;
+        ledger.written(&sent);
+        let moment = ledger.flush();
+        ask(&Request::Flush)?;
+        ledger.flushed(moment);
     }
     Ok(())
 }

@@ -178,6 +178,36 @@ fn what_a_client_flushed_is_there_after_a_power_cut() {
 }
 
 #[test]
+fn what_a_client_committed_block_by_block_is_there_after_a_power_cut() {
+    if let Some(name) = missing() {
+        println!(
+            "SKIPPED what_a_client_committed_block_by_block_is_there_after_a_power_cut: the kernel has no {name}"
+        );
+        return;
+    }
+    let (rounds, seed) = (setting("FERRY_CUTS", 12), seed());
+    println!("FERRY_SEED={seed} FERRY_CUTS={rounds}");
+    let world = World::new();
+    let subjects = prepare(&world.home);
+    run("sync", &[]).unwrap();
+    let node = world.home.try_serve(&[], &[]).unwrap();
+    let (mut numbers, mut tally) = (Numbers(seed), Tally::default());
+    let socket = world.home.path("home/nbd.sock");
+    let load = Load::start_committing(&socket, &subjects[0], numbers.below(u64::MAX));
+    for round in 0..rounds {
+        // A MiB is written ahead of every 128 or so.
+        wait_for_flushes(&subjects[..1], 60 * (round + 1));
+        thread::sleep(Duration::from_millis(numbers.below(40)));
+        world.cut(&subjects, &mut tally);
+    }
+    node.kill();
+    load.end_without_server();
+    assert!(tally.wrong.is_empty(), "seed {seed}: {:?}", tally.wrong);
+    let flushes = subjects[0].ledger.acknowledged().1;
+    println!("{rounds} cuts amid {flushes} commits of a block");
+}
+
+#[test]
 fn a_node_whose_syncs_do_nothing_is_caught_by_a_power_cut() {
     if let Some(name) = missing() {
         println!("SKIPPED a_node_whose_syncs_do_nothing_is_caught_by_a_power_cut: the kernel has no {name}");
