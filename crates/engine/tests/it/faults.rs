@@ -75,8 +75,7 @@ fn any_failing_disk_operation_stops_the_store_and_costs_nothing_flushed() {
     assert!(failed > 60, "{failed} of {count} operations failed a step");
 }
 
-/// Writes a block of one of 16 objects and flushes it, so many times; how often that went well. With what else is written before a
-/// flush now and then, of others or of the same object.
+/// Writes a block of one of 16 objects and flushes it, so many times; how often that went well. Each fifth flush covers two blocks.
 fn write_and_flush(store: &Engine, times: u8) -> u8 {
     for n in 0..times {
         let block = |of: u8, value: u8| {
@@ -111,7 +110,8 @@ fn a_power_cut_amid_flushes_of_single_blocks_costs_nothing_flushed() {
     };
     let (flushed, written, disk) = play(None);
     assert_eq!(flushed, 250);
-    // A batch of two blocks for each flush, or three, and as much as that of zeros, all segments but the last being full of both.
+    // A batch of two blocks for each flush, or of three, written over zeros that were written before: all but the first few, and a MiB
+    // more where the last is.
     let batches = (250 * 2 + 50) * 4096;
     assert!((batches * 3 / 2..=batches * 2 + (1 << 20)).contains(&written), "{written} of {batches}");
     let all = disk.operations();

@@ -71,7 +71,7 @@ impl Load {
         Self { is_stopped, threads }
     }
 
-    /// Starts another on one subject: a block is written and flushed, then the next, as a database does that commits.
+    /// Starts one of another kind, on one subject: a block is written and flushed, then the next, as a database commits.
     pub(crate) fn start_committing(socket: &Path, subject: &Subject, seed: u64) -> Self {
         let is_stopped = Arc::new(AtomicBool::new(false));
         let client = Client::connect(socket, subject.export).unwrap();
@@ -148,9 +148,11 @@ fn commit(mut client: Client, ledger: &Ledger, mut numbers: Numbers, stopped: &A
         cookie += 1;
         client.send(cookie, request)?;
         let reply = client.receive()?;
-        let is_well = reply.cookie == cookie && reply.error == 0;
+        if reply.cookie == cookie && reply.error == 0 {
+            return Ok(());
+        }
         let text = format!("request {cookie} was answered {reply:?}");
-        if is_well { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, text)) }
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
     };
     while !stopped.load(Ordering::SeqCst) {
         let at = usize::try_from(numbers.below(blocks)).unwrap();
