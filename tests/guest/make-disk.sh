@@ -6,45 +6,27 @@
 # What it boots looks at the second disk (/dev/vdb). One that is empty gets an ext4 with files and their checksums; one with a
 # file system is checked and its files are compared. It says "GUEST: ..." on the serial line and switches the machine off.
 #
-# The kernel is Debian's for clouds, unpacked from its package and not installed. Needs apt-get, dpkg, busybox (static), e2fsprogs,
-# dosfstools, mtools, syslinux and qemu-img; neither root nor a mount.
+# Needs what kernel.sh needs, e2fsprogs, dosfstools, mtools, syslinux and qemu-img; neither root nor a mount.
 set -eu
-PATH=$PATH:/usr/sbin:/sbin
+. "$(dirname "$0")/kernel.sh"
+need mkfs.ext4 e2fsck mkfs.vfat mcopy syslinux qemu-img
 
 mkdir -p "$1"
 out=$(realpath "$1")
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-
-kernel() { apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -n 1; }
-package=$(kernel)
-if test -z "$package" && test "$(id -u)" = 0; then
-    apt-get update -q >/dev/null
-    package=$(kernel)
-fi
-test -n "$package" || { echo "no kernel package is known to apt: apt-get update" >&2; exit 1; }
-if ! test -f "$out/$package.deb"; then
-    (cd "$work" && apt-get download -q "$package" && mv "$package"_*.deb "$out/$package.deb")
-fi
-dpkg -x "$out/$package.deb" "$work/kernel"
+unpack_kernel "$out" "$work"
 
 # What the guest runs: busybox and the tools of ext4, with their libraries.
 root=$work/root
-mkdir -p "$root/bin" "$root/sbin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/modules"
-cp "$(command -v busybox)" "$root/bin/busybox"
+mkdir -p "$root/sbin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt"
+copy_program "$(command -v busybox)" "$root" /bin/busybox
 for tool in mkfs.ext4 e2fsck; do
-    file=$(command -v "$tool")
-    cp -L "$file" "$root/sbin/"
-    for library in $(ldd "$file" | grep -o '/[^ ]*'); do
-        mkdir -p "$root$(dirname "$library")"
-        cp -L "$library" "$root$library"
-    done
+    copy_program "$(command -v "$tool")" "$root" "/sbin/$tool"
 done
-modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk"
-for module in $modules; do
-    find "$work/kernel" -name "$module.ko" -exec cp {} "$root/modules/" \;
-    test -f "$root/modules/$module.ko"
-done
+modules="virtio_pci virtio_blk"
+# Not quoted: they are words.
+copy_modules "$work" "$root" $modules
 cat >"$root/init" <<EOF
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -52,7 +34,7 @@ export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-for module in $modules; do insmod /modules/\$module.ko || echo "GUEST: no \$module"; done
+for module in $modules; do modprobe \$module || echo "GUEST: no \$module"; done
 test -b /dev/vdb || sleep 1
 end() { echo "GUEST: \$1"; poweroff -f; }
 e2fsck -V 2>&1 | head -n 1
@@ -77,7 +59,7 @@ umount /mnt || end "umount failed"
 end "verified \$(wc -l </tmp.checked) files"
 EOF
 chmod +x "$root/init"
-(cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/initrd"
+make_initrd "$root" | gzip -1 >"$work/initrd"
 
 cat >"$work/syslinux.cfg" <<EOF
 default linux

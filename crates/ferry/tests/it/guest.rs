@@ -14,10 +14,11 @@ const HANG: Duration = Duration::from_secs(180);
 /// A disk that boots Linux; made once for a build directory, and again when its recipe changes.
 fn bootable() -> PathBuf {
     let recipe = root().join("tests/guest/make-disk.sh");
+    let shared = root().join("tests/guest/kernel.sh");
     let target = Path::new(env!("CARGO_BIN_EXE_ferry")).parent().unwrap().join("guest");
     let disk = target.join("linux.qcow2");
     let made = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    if made(&disk) < made(&recipe) {
+    if made(&disk) < made(&recipe).max(made(&shared)) {
         let ended = Command::new(recipe).arg(&target).output().unwrap();
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     }
