@@ -1,16 +1,16 @@
 #!/bin/sh
 # Runs a program in an emulated machine, whose kernel has devices that the one of this computer may lack: nbd, loop, fuse, xfs.
 #
-# usage: run-tests.sh CACHE-DIRECTORY PROGRAM [ARGUMENT ...]
+# usage: run-tests.sh CACHE-DIRECTORY [--with FILE]... PROGRAM [ARGUMENT ...]
 #
 # The program is run as root, in /, under the path it has here, with the environment variables whose names begin with FERRY_TEST_.
 # What it writes is written to stdout, and its exit status is that of this script. Where it fails, the last of what the kernel said
 # follows on stderr. Where the machine ends before the program does, or cannot be made, the status is 125.
 #
 # CACHE-DIRECTORY keeps the package of the kernel. The guest has the tools below, busybox for everything else, a loopback interface,
-# and nothing of this computer's files but the program and the libraries it is linked with.
+# and nothing of this computer's files but the program, each FILE under the path it has here, and the libraries they are linked with.
 #
-# Needs what kernel.sh needs, QEMU's machine, e2fsprogs, xfsprogs, mount and util-linux; neither root nor a mount.
+# Needs what kernel.sh needs, QEMU's machine, e2fsprogs, xfsprogs, nbd-client, mount and util-linux; neither root nor a mount.
 set -eu
 . "$(dirname "$0")/kernel.sh"
 
@@ -19,17 +19,28 @@ hang=600
 
 # Those of this computer, as tests use options that busybox's do not have. What starts other programs is among them, the shell too:
 # busybox's start busybox's own, whatever the path says.
-tools="mkfs.ext4 fsck.ext4 e2fsck resize2fs mkfs.xfs xfs_repair mount umount blockdev losetup fstrim sync sleep timeout env"
+tools="nbd-client mkfs.ext4 fsck.ext4 e2fsck resize2fs mkfs.xfs xfs_repair mount umount blockdev losetup fstrim sync sleep timeout env"
 modules="nbd loop fuse xfs"
 
-test $# -ge 2 || { echo "usage: $0 CACHE-DIRECTORY PROGRAM [ARGUMENT ...]" >&2; exit 125; }
+usage() { echo "usage: $0 CACHE-DIRECTORY [--with FILE]... PROGRAM [ARGUMENT ...]" >&2; exit 125; }
+test $# -ge 2 || usage
 # Not quoted, here and below: they are words.
 need qemu-system-x86_64 $tools || exit 125
-test -f "$2" && test -x "$2" || { echo "$0: not a program: $2" >&2; exit 125; }
 mkdir -p "$1"
 out=$(realpath "$1")
-program=$(realpath "$2")
-shift 2
+shift
+# One a line.
+with=
+while test $# -ge 2 && test "$1" = --with; do
+    test -f "$2" || { echo "$0: not a file: $2" >&2; exit 125; }
+    with="$with$(realpath "$2")
+"
+    shift 2
+done
+test $# -ge 1 || usage
+test -f "$1" && test -x "$1" || { echo "$0: not a program: $1" >&2; exit 125; }
+program=$(realpath "$1")
+shift
 
 # Whatever ends this script before the program has ended is not the program's status.
 status=125
@@ -58,11 +69,24 @@ echo "127.0.0.1 localhost" >"$root/etc/hosts"
 ln -s /proc/self/mounts "$root/etc/mtab"
 if test -f /etc/mke2fs.conf; then cp /etc/mke2fs.conf "$root/etc/"; fi
 
-# Half of a test program, and more, is there for debuggers.
-copy_program "$program" "$root" /program
-if test "$(head -c 4 "$program" | tail -c 3)" = ELF && command -v strip >/dev/null; then
-    strip --strip-debug "$root/program"
-fi
+# is_elf FILE: whether it is a program, and no script.
+is_elf() { test "$(head -c 4 "$1" | tail -c 3)" = ELF; }
+
+# place FILE PATH: puts a file of this computer at PATH of the guest. Half of a program, and more, is there for debuggers.
+place() {
+    if is_elf "$1"; then
+        copy_program "$1" "$root" "$2"
+        if command -v strip >/dev/null; then strip --strip-debug "$root$2"; fi
+    else
+        mkdir -p "$(dirname "$root$2")"
+        cp -L "$1" "$root$2"
+    fi
+}
+
+place "$program" /program
+# Not where they belong: the guest mounts a /tmp of its own.
+mkdir "$root/with"
+printf %s "$with" | while read -r file; do place "$file" "/with$file"; done
 
 # quote TEXT: as a word for a shell.
 quote() { printf '%s\n' "$1" | sed "s/'/'\\\\''/g; 1s/^/'/; \$s/\$/'/"; }
@@ -101,6 +125,7 @@ for module in $modules; do modprobe \$module || echo "GUEST: no \$module"; done
 . /run
 mkdir -p "\$(dirname "\$1")"
 mv /program "\$1"
+cp -a /with/. /
 # Through a pipe: to a terminal a program may write in another way.
 mkfifo /output
 (stty raw -echo; exec cat /output) </dev/ttyS1 >/dev/ttyS1 &

@@ -18,6 +18,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("losetup", "mount"),
+    ("nbd-client", "nbd-client"),
     ("fstrim", "util-linux"),
     ("strace", "strace"),
     ("zsh", "zsh"),

@@ -115,6 +115,10 @@ impl Plan {
 
 /// Runs the program with this process's arguments.
 pub(crate) fn main() -> ExitCode {
+    if let Some(done) = ferry_node::be_watchdog() {
+        // Nobody is there to be told more.
+        return if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     let is_rbd = Path::new(&name).file_name().is_some_and(|n| n == "rbd");

@@ -114,6 +114,13 @@ impl Devices {
         devices
     }
 
+    /// Clears away what a dead process left, so that nobody waits for it. Where that fails, the next mapping tries again.
+    pub(crate) fn clean(&self) {
+        if let Err(e) = kernel::clean_stale(&self.directory) {
+            tracing::warn!(error = %e.chain(), "devices of a dead process were not cleared away");
+        }
+    }
+
     /// Whether the caller is the one who keeps the process until nothing is mapped: the first who asks. Others wait for [`Self::begun`].
     pub(crate) fn hold(&self) -> bool {
         let mut state = self.state();

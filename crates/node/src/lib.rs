@@ -20,3 +20,4 @@ mod sources;
 pub mod spec;
 
 pub use execute::Node;
+pub use ferry_serve::kernel::be_watchdog;

@@ -61,6 +61,7 @@ pub fn serve(
     let jobs = Jobs::new(&host, home.dir().join(JOBS_DIR));
     host.keep_jobs(Arc::clone(&jobs));
     let devices = Devices::new(home.devices());
+    devices.clean();
     // The node itself stays; no mapping has to.
     devices.hold();
     devices.begun(true);

@@ -6,6 +6,7 @@ mod client;
 mod connection;
 mod errno;
 mod handshake;
+pub(crate) mod inside;
 pub mod limits;
 mod server;
 mod tls;

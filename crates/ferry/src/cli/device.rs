@@ -19,9 +19,13 @@ const HOLDS: &str = "FERRY_HOLDS_DEVICES";
 /// How long to wait for a command that has the store.
 const STORE_WAIT: Duration = Duration::from_secs(30);
 
-/// The type of device, of which there is one.
-const TYPE: &[Flag] =
-    &[Flag::new("device-type", Kind::Text, "accepted for the sake of scripts: there is one type").short('t')];
+/// The type of device.
+const TYPE: &[Flag] = &[Flag::new(
+    "device-type",
+    Kind::Text,
+    "to map: loop for a loop device even where the kernel has an NBD client; all else is accepted for the sake of scripts",
+)
+.short('t')];
 
 /// Options as `rbd device` takes them.
 const OPTIONS: &[Flag] =
@@ -75,8 +79,13 @@ pub(crate) const VERBS: &[Verb] = &[
 
 fn map(p: &mut Parsed, cx: &Context<'_>) -> Result<Plan, Usage> {
     let image = spec::image_or_snap(p, cx)?;
-    let mut options =
-        MapOptions { image, read_only: p.is_set("read-only"), sector_size: None, scan_partitions: false };
+    let mut options = MapOptions {
+        image,
+        read_only: p.is_set("read-only"),
+        sector_size: None,
+        scan_partitions: false,
+        is_loop: p.text("device-type").is_some_and(|kind| kind == "loop"),
+    };
     for option in p.text("options").unwrap_or_default().split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
             None if ["ro", "read_only"].contains(&option) => options.read_only = true,

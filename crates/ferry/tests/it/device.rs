@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Home, noise, promised};
 
+/// Set where devices are to be those of the kernel's NBD client: in a machine whose kernel has one.
+pub(crate) const NBD: &str = "FERRY_TEST_KERNEL_NBD";
+
 /// Says why this machine has no devices, if it has none.
 #[expect(clippy::print_stdout, reason = "the helper of a test is a test")]
 pub(crate) fn skipped(name: &str) -> bool {
@@ -133,8 +136,9 @@ pub(crate) fn ended_well(fio: Child) {
 fn maps(world: &World) {
     let home = &world.home;
     let device = home.ok("device map a").trim().to_owned();
-    assert!(device.starts_with("/dev/loop"), "{device}");
-    let number = device.trim_start_matches("/dev/loop");
+    let kind = if std::env::var_os(NBD).is_some() { "/dev/nbd" } else { "/dev/loop" };
+    assert!(device.starts_with(kind), "{device}");
+    let number = device.trim_start_matches(kind);
     let lines: Vec<String> =
         home.ok("device ls").lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(
@@ -211,7 +215,19 @@ fn a_node_serves_devices() {
     assert_eq!(node.stop(), 0, "{}", world.home.log());
     let left = run("losetup", &["--all"]);
     assert!(!left.contains(world.home.dir().to_str().unwrap()), "{left}");
+    assert!(!is_left(&device), "{device}");
     world.home.check();
+    if std::env::var_os(NBD).is_some() {
+        let device = world.home.ok("device map a --device-type loop").trim().to_owned();
+        assert!(device.starts_with("/dev/loop"), "{device}");
+        world.home.ok("device unmap a");
+    }
+}
+
+/// Whether somebody serves it: one of the kernel's NBD client says whose it is.
+fn is_left(device: &str) -> bool {
+    let name = device.trim_start_matches("/dev/");
+    name.starts_with("nbd") && Path::new("/sys/block").join(name).join("backend").exists()
 }
 
 fn survives(kind: &str) {

@@ -125,3 +125,26 @@ fn what_a_guest_wrote_is_whole_after_the_node_was_killed() {
     assert!(output.status.success(), "{output:?}");
     home.check();
 }
+
+/// The tests of devices once more, and of images that move below them, in a machine whose kernel has an NBD client.
+#[test]
+fn commands_map_devices_of_the_kernels_nbd_client() {
+    let target = Path::new(env!("CARGO_BIN_EXE_ferry")).parent().unwrap().join("guest");
+    let output = Command::new(root().join("tests/guest/run-tests.sh"))
+        .arg(target)
+        .args(["--with", env!("CARGO_BIN_EXE_ferry"), "--with", "/usr/bin/fio"])
+        // What tests are promised, and what they find it by.
+        .args(["--with", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "--with"])
+        .arg(root().join("docs/SEMANTICS.md"))
+        .arg(std::env::current_exe().unwrap())
+        .args(["device::", "live::a_file_system_mounted", "--test-threads=1", "--nocapture"])
+        .env(crate::device::NBD, "1")
+        .env_remove("FERRY_TEST_CEPH")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let all = || format!("{}\n{said}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", all());
+    assert!(!said.contains("SKIPPED "), "{}", all());
+    assert!(said.contains("test result: ok. 6 passed;"), "{}", all());
+}

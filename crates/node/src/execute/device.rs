@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ferry_core::{Errno, Error, ErrorKind, Result};
 use ferry_serve::fuse::Access;
-use ferry_serve::kernel::{Options, Unmap, clean_stale, make_directory};
+use ferry_serve::kernel::{Options, Unmap, Watchdog, clean_stale, make_directory};
 
 use super::{Run, failed};
 use crate::api::{
@@ -110,6 +110,7 @@ impl Run<'_> {
             access,
             sector_size: options.sector_size,
             scan_partitions: options.scan_partitions,
+            watchdog: if options.is_loop { None } else { Watchdog::this_program() },
             ..Options::at(devices.directory())
         };
         match apart(|| devices.map(offered, &how)) {
@@ -118,7 +119,7 @@ impl Run<'_> {
                 let failure = cannot()(e);
                 offered.close().await.map_err(cannot())?;
                 Err(failure
-                    .advise("nothing was changed; mapping needs root, /dev/fuse, loop devices and losetup"))
+                    .advise("nothing was changed; mapping needs root, and the kernel's NBD client, or else /dev/fuse, loop devices and losetup"))
             }
         }
     }

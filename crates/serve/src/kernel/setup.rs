@@ -17,17 +17,17 @@ use crate::fuse::Access;
 const LOSETUP: &str = "losetup";
 
 /// Where the kernel tells of its block devices.
-const BLOCK_DEVICES: &str = "/sys/block";
+pub(super) const BLOCK_DEVICES: &str = "/sys/block";
 
 /// How long a device may take to go once nobody uses it: the kernel closes it a little later, and `udev` may look at it meanwhile.
-const GONE_WAIT: Duration = Duration::from_secs(5);
+pub(super) const GONE_WAIT: Duration = Duration::from_secs(5);
 
 /// Between two looks.
-const POLL: Duration = Duration::from_millis(10);
+pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// Kilobytes that the kernel reads ahead of one who reads the device through the page cache; its own choice is 128, and a request
 /// takes 1024.
-const READ_AHEAD_KB: &str = "1024";
+pub(super) const READ_AHEAD_KB: &str = "1024";
 
 /// Name of the lock among the directories.
 const LOCK_NAME: &str = "lock";

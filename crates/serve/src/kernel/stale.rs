@@ -6,6 +6,7 @@ use ferry_core::{Error, Result};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::nbd::{self, Found};
 use super::setup::{Directories, LoopDevice};
 use crate::fuse::{FILE_NAME, is_mounted};
 
@@ -18,7 +19,7 @@ pub struct Cleaned {
     pub directories: Vec<PathBuf>,
 }
 
-/// Clears away what dead processes left under `directory`: loop devices, mounts, directories. What living processes map stays.
+/// Clears away what dead processes left under `directory`: devices, mounts, directories. What living processes map stays.
 /// Blocks.
 ///
 /// # Errors
@@ -55,6 +56,12 @@ fn clean(path: &Path, cleaned: &mut Cleaned) -> Result<()> {
         unmount(path, UnmountFlags::DETACH).map_err(|e| {
             Error::io("cannot unmount a dead file system", e.into()).with("directory", path.display())
         })?;
+    } else {
+        match nbd::clear_stale(path)? {
+            Found::None => {}
+            Found::Alive => return Ok(()),
+            Found::Cleared(devices) => cleaned.devices.extend(devices),
+        }
     }
     std::fs::remove_dir(path)
         .map_err(|e| Error::io("cannot remove a directory", e).with("directory", path.display()))?;

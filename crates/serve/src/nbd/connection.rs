@@ -63,6 +63,7 @@ pub(super) struct Connection<S> {
     _attached: Attached,
     contexts: Arc<[Selected]>,
     style: Style,
+    refuses_writes: bool,
     client: Arc<Client>,
     shared: Arc<Shared>,
     input: Input,
@@ -184,6 +185,7 @@ impl<S: Channel> Connection<S> {
             _attached: agreed.attached,
             contexts: agreed.contexts.into(),
             style: Style { is_structured: agreed.is_structured },
+            refuses_writes: agreed.refuses_writes,
             client,
             shared,
             input: Input::default(),
@@ -425,7 +427,7 @@ impl<S: Channel> Connection<S> {
         };
         if let Some(entered) = entered {
             self.entering = None;
-            let is_read_only = entered.refuses_writes();
+            let is_read_only = self.refuses_writes || entered.refuses_writes();
             let now = Instant::now();
             if let Some(tally) = &mut self.tally {
                 tally.end_round(now.saturating_duration_since(self.now));

@@ -45,6 +45,8 @@ pub(super) struct Agreed {
     pub(super) attached: Attached,
     /// Whether replies come in chunks.
     pub(super) is_structured: bool,
+    /// Whether it may not write, even where the export may be written.
+    pub(super) refuses_writes: bool,
     /// What a block status tells.
     pub(super) contexts: Vec<Selected>,
 }
@@ -319,7 +321,8 @@ impl<'a> Handshake<'a> {
         let contexts = selected.map(|(_, contexts)| contexts).unwrap_or_default();
         // Before the client hears of it, so that whoever lists clients after that sees it.
         self.client.uses(&export);
-        Agreed { attached: export.attach(), export, is_structured: self.is_structured, contexts }
+        let is_structured = self.is_structured;
+        Agreed { attached: export.attach(), export, is_structured, refuses_writes: false, contexts }
     }
 
     fn flags_of(&self, export: &Export) -> u16 {

@@ -76,6 +76,8 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_MAX: usize = 10_000;
 /// Bytes of requests in flight of all connections, unless told otherwise.
 pub const BUDGET_BYTES: usize = 48 << 20;
+/// The same of a device of this machine's kernel, which has one connection. Bytes.
+pub(super) const INSIDE_BYTES: usize = 16 << 20;
 /// When a TCP peer that says nothing is asked whether it is there, and how often.
 pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 /// See [`KEEPALIVE_IDLE`].

@@ -5,7 +5,7 @@
 //! - A client that attaches to an export that is being removed is ended like those who came before it.
 
 mod listen;
-mod threads;
+pub(super) mod threads;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -413,7 +413,7 @@ impl Server {
     fn threads(&self) -> Option<&Threads> {
         if self.threads.get().is_none() {
             // Two at once make them twice, and one of them is dropped.
-            self.threads.set(Threads::start().ok()?).ok();
+            self.threads.set(Threads::start(THREADS).ok()?).ok();
         }
         self.threads.get()
     }

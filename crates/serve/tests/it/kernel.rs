@@ -5,12 +5,14 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use ferry_core::ErrorKind;
 use ferry_serve::export::Export;
 use ferry_serve::fuse::Access;
-use ferry_serve::kernel::{Mapped, Options, Unmap, clean_stale, map};
+use ferry_serve::kernel::{Mapped, Options, Unmap, Watchdog, be_watchdog, clean_stale, map};
 use rustix::fs::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
@@ -19,6 +21,9 @@ use crate::world::{attempt, run};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 320 * MIB;
+
+/// Set where devices are to be those of the kernel's NBD client: in a machine whose kernel has one.
+const NBD: &str = "FERRY_TEST_KERNEL_NBD";
 
 /// Where the process that is killed finds its store.
 const CHILD: &str = "FERRY_TEST_KERNEL_CHILD";
@@ -53,11 +58,11 @@ impl World {
     }
 
     fn options(&self) -> Options {
-        Options::at(self.dir.path().join("devices"))
+        options(self.dir.path())
     }
 
     fn map(&self) -> Mapped {
-        map(&self.export, &self.options()).unwrap()
+        map_as(&self.export, &self.options())
     }
 
     /// Nothing is left in the directory of mounts.
@@ -66,6 +71,46 @@ impl World {
             fs::read_dir(self.dir.path().join("devices")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["lock"]);
     }
+}
+
+fn is_nbd() -> bool {
+    std::env::var_os(NBD).is_some()
+}
+
+fn options(dir: &Path) -> Options {
+    let arguments = ["--exact", "kernel::this_program_is_a_watchdog_only_when_it_is_told_to"];
+    let watchdog = || Watchdog {
+        program: std::env::current_exe().unwrap(),
+        arguments: arguments.map(Into::into).into_iter().collect(),
+    };
+    Options { watchdog: is_nbd().then(watchdog), ..Options::at(dir.join("devices")) }
+}
+
+/// Maps it as the kind of device that is wanted.
+fn map_as(export: &Arc<Export>, options: &Options) -> Mapped {
+    let mapped = map(export, options).unwrap();
+    let kind = if is_nbd() { "/dev/nbd" } else { "/dev/loop" };
+    assert!(text(mapped.device()).starts_with(kind), "{mapped:?}");
+    mapped
+}
+
+/// Has somebody who does not know of the mapping take its device away.
+fn disconnect(device: &Path) {
+    if is_nbd() {
+        run("nbd-client", &["-d", text(device)]);
+    } else {
+        run("losetup", &["--detach", text(device)]);
+    }
+}
+
+/// What the watchdog of a device is: this test, started once more.
+#[test]
+fn this_program_is_a_watchdog_only_when_it_is_told_to() {
+    if let Some(done) = be_watchdog() {
+        done.unwrap();
+        std::process::exit(0);
+    }
+    assert_eq!(Watchdog::this_program().unwrap().program, std::env::current_exe().unwrap());
 }
 
 /// A mounted file system, unmounted when dropped.
@@ -183,7 +228,7 @@ fn holds_a_file_system(kind: &str) {
         if world.device.stored() + (60 << 20) < stored {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
     assert!(world.device.stored() + (60 << 20) < stored, "{} of {stored} are left", world.device.stored());
     mounted.unmount();
@@ -259,9 +304,8 @@ fn a_device_has_the_size_the_sectors_and_the_access_that_were_asked_for() {
     let world = World::new();
     let size =
         |mapped: &Mapped| run("blockdev", &["--getsize64", text(mapped.device())]).trim().parse::<u64>();
-    let mapped =
-        map(&world.export, &Options { access: Access::ReadOnly, sector_size: Some(4096), ..world.options() })
-            .unwrap();
+    let options = Options { access: Access::ReadOnly, sector_size: Some(4096), ..world.options() };
+    let mapped = map_as(&world.export, &options);
     assert_eq!(run("blockdev", &["--getro", "--getss", text(mapped.device())]), "1\n4096\n");
     mapped.unmap(Unmap::IfUnused).unwrap();
     let mapped = world.map();
@@ -277,9 +321,9 @@ fn a_device_has_the_size_the_sectors_and_the_access_that_were_asked_for() {
     check("ext4", mapped.device());
     run("resize2fs", &["-f", text(mapped.device())]);
     check("ext4", mapped.device());
-    run("losetup", &["--detach", text(mapped.device())]);
+    disconnect(mapped.device());
     while mapped.is_live() {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     mapped.unmap(Unmap::IfUnused).unwrap();
     world.check_clean();
@@ -324,10 +368,10 @@ impl Victim {
 fn serve_until_killed(dir: &Path) -> ! {
     let device = Arc::new(Volatile::open(&dir.join("kept"), SIZE));
     let export = Arc::new(Export::new("a", "", device, false));
-    let mapped = map(&export, &Options::at(dir.join("devices"))).unwrap();
+    let mapped = map_as(&export, &options(dir));
     println!("mapped {}", mapped.device().display());
     loop {
-        std::thread::park();
+        thread::park();
     }
 }
 
@@ -375,6 +419,58 @@ fn survives_kills(kind: &str) {
     assert_eq!(clean_stale(&devices).unwrap().devices, [device]);
     mounted.unmount();
     assert_eq!(clean_stale(&devices).unwrap(), ferry_serve::kernel::Cleaned::default());
+}
+
+/// Threads of a process that the system takes for ones that write back what others dirtied.
+fn flushing_threads(process: u32) -> usize {
+    /// `PF_MEMALLOC_NOIO` and `PF_LOCAL_THROTTLE`.
+    const FLAGS: u64 = 0x0018_0000;
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    // The ninth field; names may have blanks in them, and end with the last parenthesis.
+    let flags = stats.filter_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.filter(|flags| flags & FLAGS == FLAGS).count()
+}
+
+#[test]
+fn who_serves_a_device_does_not_wait_for_its_being_written_back() {
+    if skipped("who_serves_a_device_does_not_wait_for_its_being_written_back") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let victim = Victim::start(dir.path());
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    // `CAP_SYS_RESOURCE`, which root has, but not in every container.
+    let may = u64::from_str_radix(capabilities.trim(), 16).unwrap() >> 24 & 1 == 1;
+    assert_eq!(flushing_threads(victim.child.id()) > 0, may);
+    assert_eq!(flushing_threads(std::process::id()), 0, "who maps is not changed");
+    victim.kill();
+    clean_stale(&dir.path().join("devices")).unwrap();
+}
+
+#[test]
+fn what_is_under_way_when_the_process_dies_fails() {
+    if skipped("what_is_under_way_when_the_process_dies_fails") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let victim = Victim::start(dir.path());
+    let device = victim.device.clone();
+    // Stopped, it answers nothing any more.
+    run("kill", &["-STOP", &victim.child.id().to_string()]);
+    let (ended, outcome) = mpsc::channel();
+    let asked = device.clone();
+    thread::spawn(move || {
+        let read = File::open(&asked).and_then(|file| file.read_at(&mut [0; 4096], SIZE / 2));
+        ended.send(read).unwrap();
+    });
+    let early = outcome.recv_timeout(Duration::from_millis(500));
+    assert_eq!(early.map(|read| read.is_ok()), Err(mpsc::RecvTimeoutError::Timeout), "nobody answers");
+    victim.kill();
+    outcome.recv_timeout(Duration::from_secs(60)).expect("it ends with the process").unwrap_err();
+    clean_stale(&dir.path().join("devices")).unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("devices")).unwrap().count(), 1, "the lock alone");
 }
 
 #[test]

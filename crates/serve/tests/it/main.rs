@@ -5,6 +5,7 @@
 mod client;
 mod fuse;
 mod fuzz;
+mod guest;
 mod hostile;
 mod kernel;
 mod late;

@@ -40,6 +40,8 @@ pub struct MapOptions {
     pub sector_size: Option<u32>,
     /// Whether its partitions become devices.
     pub scan_partitions: bool,
+    /// Whether it is to be a loop device, even where the kernel has an NBD client.
+    pub is_loop: bool,
 }
 
 /// Which mapping is meant.

@@ -22,7 +22,7 @@ const TIMER_SLACK: NonZeroU64 = NonZeroU64::new(1000).expect("not zero");
 
 /// See the module. They end when it is dropped, after the task they are at.
 #[derive(Debug)]
-pub(super) struct Threads(Vec<Thread>);
+pub(in crate::nbd) struct Threads(Vec<Thread>);
 
 #[derive(Debug)]
 struct Thread {
@@ -35,23 +35,23 @@ struct Thread {
 
 /// A connection's place on a thread.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(in crate::nbd) struct Seat {
     /// The thread.
-    pub(super) runtime: Handle,
+    pub(in crate::nbd) runtime: Handle,
     _count: Arc<()>,
 }
 
 impl Threads {
-    /// Starts them.
+    /// Starts so many.
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn start() -> io::Result<Self> {
-        (0..THREADS).map(|_| Thread::start()).collect::<io::Result<_>>().map(Self)
+    pub(in crate::nbd) fn start(count: usize) -> io::Result<Self> {
+        (0..count).map(|_| Thread::start()).collect::<io::Result<_>>().map(Self)
     }
 
     /// A place where the fewest connections are.
-    pub(super) fn seat(&self) -> Option<Seat> {
+    pub(in crate::nbd) fn seat(&self) -> Option<Seat> {
         let thread = self.0.iter().min_by_key(|thread| Arc::strong_count(&thread.count))?;
         Some(Seat { runtime: thread.runtime.clone(), _count: Arc::clone(&thread.count) })
     }
