@@ -126,25 +126,41 @@ fn what_a_guest_wrote_is_whole_after_the_node_was_killed() {
     home.check();
 }
 
-/// The tests of devices once more, and of images that move below them, in a machine whose kernel has an NBD client.
+/// Runs a program in a machine whose kernel has an NBD client, with `ferry` and other files; what it said, where it succeeded.
+fn in_guest(with: &[&Path], program: &Path, arguments: &[&str]) -> String {
+    let ferry = Path::new(env!("CARGO_BIN_EXE_ferry"));
+    let mut script = Command::new(root().join("tests/guest/run-tests.sh"));
+    script.arg(ferry.parent().unwrap().join("guest"));
+    for file in [ferry].iter().chain(with) {
+        script.arg("--with").arg(file);
+    }
+    script.arg(program).args(arguments).env(crate::device::NBD, "1").env_remove("FERRY_TEST_CEPH");
+    let output = script.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}\n{err}", output.status);
+    said
+}
+
+/// The tests of devices once more, and of images that move below them, in such a machine.
 #[test]
 fn commands_map_devices_of_the_kernels_nbd_client() {
-    let target = Path::new(env!("CARGO_BIN_EXE_ferry")).parent().unwrap().join("guest");
-    let output = Command::new(root().join("tests/guest/run-tests.sh"))
-        .arg(target)
-        .args(["--with", env!("CARGO_BIN_EXE_ferry"), "--with", "/usr/bin/fio"])
-        // What tests are promised, and what they find it by.
-        .args(["--with", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "--with"])
-        .arg(root().join("docs/SEMANTICS.md"))
-        .arg(std::env::current_exe().unwrap())
-        .args(["device::", "live::a_file_system_mounted", "--test-threads=1", "--nocapture"])
-        .env(crate::device::NBD, "1")
-        .env_remove("FERRY_TEST_CEPH")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let all = || format!("{}\n{said}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}", all());
-    assert!(!said.contains("SKIPPED "), "{}", all());
-    assert!(said.contains("test result: ok. 6 passed;"), "{}", all());
+    // What writes, what tests are promised, and what they find that by.
+    let with =
+        ["/usr/bin/fio".into(), root().join("docs/SEMANTICS.md"), root().join("crates/ferry/Cargo.toml")];
+    let with: Vec<&Path> = with.iter().map(PathBuf::as_path).collect();
+    let said = in_guest(
+        &with,
+        &std::env::current_exe().unwrap(),
+        &["device::", "live::a_file_system_mounted", "--test-threads=1", "--nocapture"],
+    );
+    assert!(!said.contains("SKIPPED "), "{said}");
+    assert!(said.contains("test result: ok. 6 passed;"), "{said}");
+}
+
+/// The kernel's NBD client as anybody sets it up.
+#[test]
+fn the_kernels_nbd_client_uses_an_export() {
+    let said = in_guest(&[], &root().join("tests/guest/nbd-client.sh"), &[env!("CARGO_BIN_EXE_ferry")]);
+    assert!(said.contains("all is there"), "{said}");
 }
