@@ -35,7 +35,8 @@ impl Watchdog {
     #[must_use]
     pub fn this_program() -> Option<Self> {
         let program = CAN_BE_ONE.load(Ordering::Relaxed).then(std::env::current_exe)?.ok()?;
-        Some(Self { program, arguments: Vec::new() })
+        // For people who list processes.
+        Some(Self { program, arguments: vec!["watchdog-of-a-device".into()] })
     }
 
     /// Starts one for the devices that say `identity`.
