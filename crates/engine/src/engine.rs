@@ -170,12 +170,12 @@ impl Engine {
         let mut space = read_table(&*disk, &superblock)?;
         let mut files = disk.segments()?;
         files.sort_unstable();
-        space.set_files(&files);
+        set_files(&mut space, &*disk, &files)?;
         let mut core = new_core(&disk, env, superblock, space, options);
         core.read_only = read_only;
         core.load_pools()?;
         let (recovery, epoch) = core.replay(&files, damaged)?;
-        core.space.set_files(&files);
+        set_files(&mut core.space, &*disk, &files)?;
         core.settle_tree()?;
         core.superblock.opens += 1;
         if damaged && !read_only {
@@ -597,6 +597,19 @@ fn fitting_segment_blocks(disk: &dyn Disk, capacity_bytes: u64) -> Result<u32> {
         blocks /= 2;
     }
     Ok(blocks)
+}
+
+/// Says which files of free segments are ready to be used. One that is shorter than a segment was being made when a process died, and
+/// is made again: what is written to it could not be told from a file that was never used.
+fn set_files(space: &mut Space, disk: &dyn Disk, files: &[SegmentNo]) -> Result<()> {
+    let mut ready = Vec::new();
+    for no in files.iter().filter(|no| space.is_free(**no)) {
+        if disk.length(FileId::Segment(*no))? >= space.segment_bytes() {
+            ready.push(*no);
+        }
+    }
+    space.set_files(ready);
+    Ok(())
 }
 
 /// The state in memory of a store whose superblock and segment table were read.

@@ -179,14 +179,18 @@ impl Tail {
         space: &Space,
         no: SegmentNo,
     ) -> Result<()> {
-        if disk.length(FileId::Segment(no))? < space.segment_bytes() {
-            // A file that was being made when the machine stopped: nothing durable can be in it.
+        let known = space.get(no).copied().unwrap_or_default();
+        let length = disk.length(FileId::Segment(no))?;
+        let mut bytes = vec![0; BLOCK];
+        if length >= BLOCK as u64 {
+            disk.read(FileId::Segment(no), 0, &mut bytes)?;
+        }
+        let header = SegmentHeader::decode(&bytes, &superblock.store, no);
+        if length < space.segment_bytes() && header.is_err() {
+            // A file that was being made when a process died: nothing durable is in it. (Stores were written by programs that took
+            // such a file for a whole one, and those have headers.)
             return Ok(());
         }
-        let known = space.get(no).copied().unwrap_or_default();
-        let mut bytes = vec![0; BLOCK];
-        disk.read(FileId::Segment(no), 0, &mut bytes)?;
-        let header = SegmentHeader::decode(&bytes, &superblock.store, no);
         let is_whole = |h: &SegmentHeader| h.blocks == superblock.segment_blocks;
         match (known.state, header) {
             (State::Open(_), Ok(h)) if h.life == known.life => {

@@ -248,9 +248,9 @@ impl Space {
         self.free = self.iter().filter(|(_, s)| s.state == State::Free).map(|(no, _)| no).collect();
     }
 
-    /// Says which files exist, at open.
-    pub(crate) fn set_files(&mut self, files: &[SegmentNo]) {
-        self.files = files.iter().copied().filter(|no| self.is_free(*no)).collect();
+    /// Says which files of free segments are there to be used, at open.
+    pub(crate) fn set_files(&mut self, files: impl IntoIterator<Item = SegmentNo>) {
+        self.files = files.into_iter().collect();
     }
 
     /// Whether `no` is free in the table, or unknown to it.

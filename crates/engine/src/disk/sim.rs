@@ -288,9 +288,20 @@ impl Disk for SimDisk {
         }
         assert_eq!(length % PAGE as u64, 0, "files are whole pages");
         let zero = Arc::new([0; PAGE]);
-        let zeros: Vec<SimPage> = std::iter::repeat_n(zero, index(length) / PAGE).collect();
-        let fresh = SimFile { durable: zeros.clone(), current: zeros, pending: BTreeMap::new() };
-        state.files.insert(file, fresh);
+        let of_pages = |pages: usize| {
+            let zeros: Vec<SimPage> = std::iter::repeat_n(Arc::clone(&zero), pages).collect();
+            SimFile { durable: zeros.clone(), current: zeros, pending: BTreeMap::new() }
+        };
+        // A segment is there before it has its length.
+        let pages = index(length) / PAGE;
+        let shorter = [0, pages / 2];
+        for pages in shorter.into_iter().filter(|_| matches!(file, FileId::Segment(_))) {
+            state.files.insert(file, of_pages(pages));
+            drop(state);
+            self.photograph(Operation::OpenSegment, false);
+            state = self.state();
+        }
+        state.files.insert(file, of_pages(pages));
         Ok(())
     }
 

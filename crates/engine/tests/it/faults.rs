@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ferry_core::testing::test_env;
 use ferry_core::{ErrorKind, Namespace, ObjectId, PoolId, ReadOp, SnapId, Store, WriteOp};
-use ferry_engine::disk::Disk;
 use ferry_engine::disk::sim::SimDisk;
+use ferry_engine::disk::{Disk, FileDisk};
 use ferry_engine::{Engine, Options};
 
 const OPTIONS: Options = Options { segment_blocks: 64, capacity_bytes: 0, cache_bytes: 1 << 20 };
@@ -73,6 +73,36 @@ fn any_failing_disk_operation_stops_the_store_and_costs_nothing_flushed() {
         }
     }
     assert!(failed > 60, "{failed} of {count} operations failed a step");
+}
+
+#[test]
+fn a_file_that_was_being_made_when_the_process_died_is_made_again() {
+    let segment = u64::from(OPTIONS.segment_blocks) * 4096;
+    for length in [0, 4096, segment / 2, segment - 4096] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = || Arc::new(FileDisk::create(directory.path()).unwrap());
+        let store = Engine::create(disk(), test_env(0), OPTIONS).unwrap();
+        store.create_pool("p").wait().unwrap();
+        store.flush().wait().unwrap();
+        drop(store);
+        let segments = directory.path().join("segments");
+        let next = std::fs::read_dir(&segments).unwrap().count() + 1;
+        // A process makes it and dies, and so do the next ones, which use it.
+        std::fs::File::create(segments.join(format!("{next:08}"))).unwrap().set_len(length).unwrap();
+        for round in 0..3 {
+            let store = Engine::open(disk(), test_env(round), OPTIONS).unwrap();
+            for n in 0..u8::try_from(round).unwrap() {
+                let reply = store.read(&object(n), SnapId::HEAD, ReadOp::data(0, 1 << 20)).wait().unwrap();
+                assert!(reply.data.to_vec(0, reply.size) == vec![n; 30_000], "{length}: object {n}");
+            }
+            let n = u8::try_from(round).unwrap();
+            store.write(&object(n), WriteOp::new().write(0, vec![n; 30_000])).wait().unwrap();
+            store.flush().wait().unwrap();
+        }
+        for file in std::fs::read_dir(&segments).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().len(), segment, "{length}");
+        }
+    }
 }
 
 /// Writes a block of one of 16 objects and flushes it, so many times; how often that went well. Each fifth flush covers two blocks.
