@@ -22,7 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::Options;
 use super::netlink::{Control, Wanted};
 use super::openers::Claim;
-use super::setup::{BLOCK_DEVICES, GONE_WAIT, POLL, READ_AHEAD_KB};
+use super::setup::{BLOCK_DEVICES, POLL, READ_AHEAD_KB, wait_until_gone};
 use super::watchdog::{Watchdog, Watching};
 use crate::export::Export;
 use crate::fuse::Access;
@@ -140,15 +140,7 @@ impl NbdDevice {
         let claim = Claim::take(&self.path)?;
         self.disconnect()?;
         drop(claim);
-        let until = Instant::now() + GONE_WAIT;
-        while self.is_attached() {
-            if Instant::now() > until {
-                return Err(Error::busy("somebody opened the device while it was being unmapped")
-                    .with("device", self.path.display()));
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
+        wait_until_gone(&self.path, || self.is_attached())
     }
 
     /// Takes it away from those who use it.

@@ -20,7 +20,7 @@ const LOSETUP: &str = "losetup";
 pub(super) const BLOCK_DEVICES: &str = "/sys/block";
 
 /// How long a device may take to go once nobody uses it: the kernel closes it a little later, and `udev` may look at it meanwhile.
-pub(super) const GONE_WAIT: Duration = Duration::from_secs(5);
+const GONE_WAIT: Duration = Duration::from_secs(5);
 
 /// Between two looks.
 pub(super) const POLL: Duration = Duration::from_millis(10);
@@ -195,15 +195,7 @@ impl LoopDevice {
 
     /// Waits until it is off its file.
     pub(super) fn wait_until_gone(&self) -> Result<()> {
-        let until = Instant::now() + GONE_WAIT;
-        while self.is_attached() {
-            if Instant::now() > until {
-                return Err(Error::busy("somebody opened the device while it was being unmapped")
-                    .with("device", self.path.display()));
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
+        wait_until_gone(&self.path, || self.is_attached())
     }
 
     /// A file in which the kernel tells of it.
@@ -211,6 +203,19 @@ impl LoopDevice {
         let name = self.path.file_name().unwrap_or_default();
         Path::new(BLOCK_DEVICES).join(name).join(what)
     }
+}
+
+/// Waits until a device that was let go of is not attached any more.
+pub(super) fn wait_until_gone(device: &Path, is_attached: impl Fn() -> bool) -> Result<()> {
+    let until = Instant::now() + GONE_WAIT;
+    while is_attached() {
+        if Instant::now() > until {
+            return Err(Error::busy("somebody opened the device while it was being unmapped")
+                .with("device", device.display()));
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 /// Runs a program, which must succeed.
