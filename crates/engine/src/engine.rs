@@ -23,7 +23,7 @@ use crate::limits::{
 };
 use crate::log::Log;
 pub use crate::recover::Recovery;
-use crate::recover::{need_no_segments, read_superblock, read_table};
+use crate::recover::{need_no_segments, read_superblock, read_table, was_never_made};
 use crate::space::Space;
 use crate::tree::Tree;
 
@@ -112,8 +112,11 @@ impl Engine {
     ///
     /// # Errors
     /// `Exists` (17) where there is one; `Invalid` for options out of bounds.
+    ///
+    /// # Crash safety
+    /// A crash leaves a store or none: the same call begins anew.
     pub fn create(disk: Arc<dyn Disk>, env: Env, options: Options) -> Result<Arc<Self>> {
-        if disk.has_superblock()? {
+        if disk.has_superblock()? && !was_never_made(&*disk)? {
             return Err(Error::exists("there is a store here").with("directory", disk.describe()));
         }
         need_no_segments(&*disk)?;

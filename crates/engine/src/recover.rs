@@ -67,11 +67,33 @@ pub(crate) fn need_no_segments(disk: &dyn Disk) -> Result<()> {
         .with("directory", disk.describe()))
 }
 
+/// Whether what is there is the superblock of a store whose making was cut short, and so of none: there are no segments yet, neither slot is
+/// right, and nothing was written to the second, which comes after the first is durable.
+///
+/// # Errors
+/// Those of the disk.
+pub(crate) fn was_never_made(disk: &dyn Disk) -> Result<bool> {
+    if !disk.has_superblock()? || !disk.segments()?.is_empty() {
+        return Ok(false);
+    }
+    // The file comes into being before it has its length.
+    let length = disk.length(FileId::Superblock)?.min(2 * BLOCK as u64);
+    let mut bytes = vec![0; usize::try_from(length).expect("two blocks")];
+    disk.read(FileId::Superblock, 0, &mut bytes)?;
+    bytes.resize(2 * BLOCK, 0);
+    let (first, second) = bytes.split_at(BLOCK);
+    Ok(Superblock::decode(first, 0).is_err() && second.iter().all(|byte| *byte == 0))
+}
+
+fn no_store(disk: &dyn Disk) -> Error {
+    Error::not_found("no store here").with("directory", disk.describe())
+}
+
 /// Reads the superblock, whichever slot is newer.
 pub(crate) fn read_superblock(disk: &dyn Disk) -> Result<(Superblock, bool)> {
     if !disk.has_superblock()? {
         need_no_segments(disk)?;
-        return Err(Error::not_found("no store here").with("directory", disk.describe()));
+        return Err(no_store(disk));
     }
     let mut found: Vec<Superblock> = Vec::new();
     let mut errors = Vec::new();
@@ -86,6 +108,7 @@ pub(crate) fn read_superblock(disk: &dyn Disk) -> Result<(Superblock, bool)> {
     found.sort_by_key(|s| s.generation);
     match found.pop() {
         Some(superblock) => Ok((superblock, !errors.is_empty())),
+        None if was_never_made(disk)? => Err(no_store(disk)),
         None => Err(errors.pop().expect("neither slot was right").with("store", disk.describe())),
     }
 }

@@ -292,10 +292,9 @@ impl Disk for SimDisk {
             let zeros: Vec<SimPage> = std::iter::repeat_n(Arc::clone(&zero), pages).collect();
             SimFile { durable: zeros.clone(), current: zeros, pending: BTreeMap::new() }
         };
-        // A segment is there before it has its length.
+        // A file is there before it has its length.
         let pages = index(length) / PAGE;
-        let shorter = [0, pages / 2];
-        for pages in shorter.into_iter().filter(|_| matches!(file, FileId::Segment(_))) {
+        for pages in [0, pages / 2] {
             state.files.insert(file, of_pages(pages));
             drop(state);
             self.photograph(Operation::OpenSegment, false);

@@ -105,6 +105,65 @@ fn a_file_that_was_being_made_when_the_process_died_is_made_again() {
     }
 }
 
+#[test]
+fn a_store_whose_making_was_cut_short_is_made_anew() {
+    let (mut none, mut some) = (0, 0);
+    for seed in 0..20 {
+        let disk = Arc::new(SimDisk::new(seed));
+        disk.take_images(1, seed);
+        Engine::create(Arc::clone(&disk) as Arc<dyn Disk>, test_env(seed), OPTIONS).unwrap();
+        for (_, image) in disk.taken_images() {
+            let image: Arc<dyn Disk> = Arc::new(image);
+            let open = || Engine::open(Arc::clone(&image), test_env(seed), OPTIONS);
+            let store = match open() {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    none += 1;
+                    Engine::create(Arc::clone(&image), test_env(seed), OPTIONS).unwrap()
+                }
+                opened => {
+                    some += 1;
+                    opened.unwrap()
+                }
+            };
+            store.create_pool("p").wait().unwrap();
+            store.write(&object(1), WriteOp::new().write(0, vec![1; 30_000])).wait().unwrap();
+            store.flush().wait().unwrap();
+            drop(store);
+            assert!(open().unwrap().check().unwrap().is_clean());
+        }
+    }
+    assert!(none > 60 && some > 30, "{none} images without a store, {some} with one");
+}
+
+#[test]
+fn what_may_have_been_a_store_is_not_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = || Arc::new(FileDisk::create(directory.path()).unwrap());
+    let superblock = directory.path().join("superblock");
+    let refuses = |what: &str| {
+        let opened = Engine::open(disk(), test_env(0), OPTIONS).unwrap_err();
+        assert_eq!(opened.kind(), ErrorKind::Corrupt, "{what}: {}", opened.chain());
+        let made = Engine::create(disk(), test_env(0), OPTIONS).unwrap_err();
+        assert_eq!(made.kind(), ErrorKind::Exists, "{what}: {}", made.chain());
+    };
+    for length in [0, 100, 4096, 8192] {
+        std::fs::write(&superblock, vec![0; length]).unwrap();
+        assert_eq!(Engine::open(disk(), test_env(0), OPTIONS).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    // The second slot was written, so the first was durable once.
+    let mut second = vec![0; 8192];
+    second[8191] = 1;
+    std::fs::write(&superblock, second).unwrap();
+    refuses("something in the second slot");
+    std::fs::write(&superblock, vec![0; 8192]).unwrap();
+    let store = Engine::create(disk(), test_env(0), OPTIONS).unwrap();
+    store.create_pool("p").wait().unwrap();
+    store.flush().wait().unwrap();
+    drop(store);
+    std::fs::write(&superblock, vec![0; 8192]).unwrap();
+    refuses("segments");
+}
+
 /// Writes a block of one of 16 objects and flushes it, so many times; how often that went well. Each fifth flush covers two blocks.
 fn write_and_flush(store: &Engine, times: u8) -> u8 {
     for n in 0..times {
