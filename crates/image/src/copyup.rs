@@ -42,9 +42,18 @@ impl Io {
     /// # Crash safety
     /// Either nothing happened, or the object reads as before the write, or as after it.
     pub(crate) async fn copy_up(&self, object: ObjectNo, effects: Vec<Effect>) -> Result<CopyUp> {
+        let from_parent = self.parent_effects(object).await?;
+        self.make_from(object, from_parent, effects).await
+    }
+
+    /// As [`Self::copy_up`], with what [`Self::parent_effects`] gave.
+    pub(crate) async fn make_from(
+        &self,
+        object: ObjectNo,
+        mut from_parent: Vec<Effect>,
+        effects: Vec<Effect>,
+    ) -> Result<CopyUp> {
         let overlap = self.revision().overlap_in(object);
-        let whole = ObjectExtent { object, offset: 0, length: overlap };
-        let mut from_parent = if overlap == 0 { Vec::new() } else { self.parent_effects(whole).await? };
         let depth = if from_parent.is_empty() { Depth::Head } else { self.depth_for(object, overlap) };
         let op = match depth {
             Depth::Bottom => {
@@ -96,9 +105,13 @@ impl Io {
         map.mark_in_snaps(object, &snaps, later).await
     }
 
-    /// The effects that give a new object what its parent shows in `extent`, shared where possible.
-    async fn parent_effects(&self, extent: ObjectExtent) -> Result<Vec<Effect>> {
-        self.effects_from_parent_of(self.revision(), extent).await
+    /// The effects that give a new object what its parent shows in its place, shared where possible.
+    pub(crate) async fn parent_effects(&self, object: ObjectNo) -> Result<Vec<Effect>> {
+        let whole = ObjectExtent { object, offset: 0, length: self.revision().overlap_in(object) };
+        if whole.length == 0 {
+            return Ok(Vec::new());
+        }
+        self.effects_from_parent_of(self.revision(), whole).await
     }
 
     /// The effects that give an object of this image what `revision`, a point of the same image, shows of its parent in

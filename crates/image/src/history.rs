@@ -212,6 +212,15 @@ impl History {
     }
 }
 
+/// What is left of an object's history behind a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// More steps.
+    Steps,
+    /// Nothing: what became of it.
+    Nothing(Migrated),
+}
+
 /// How an object stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
@@ -285,9 +294,12 @@ impl Io {
             let in_head = self.revision().length_of(object) > 0;
             let announced = if in_head { vec![object] } else { Vec::new() };
             match self.announced(announced, Box::pin(self.take_step_over(history, object, step))).await {
-                Ok(()) => {
+                Ok(left) => {
                     moved.copied += cost.copied;
                     moved.shared += cost.shared;
+                    if let Left::Nothing(migrated) = left {
+                        return Ok(trail.end(migrated, moved));
+                    }
                 }
                 // Somebody else did it, or something else with the object.
                 Err(e) if is_lost_race(&e) => losses += 1,
@@ -353,7 +365,7 @@ impl Io {
     }
 
     /// Makes one step of an object's history.
-    async fn take_step(&self, object: ObjectNo, step: step::Step) -> Result<()> {
+    async fn take_step(&self, object: ObjectNo, step: step::Step) -> Result<Left> {
         if let Some(map) = self.map() {
             let later = if self.has_fast_diff() { ObjectState::Clean } else { ObjectState::Exists };
             map.mark_in_snaps(object, &step.maps, later).await?;
@@ -362,6 +374,11 @@ impl Io {
             None => Guard::CreateExclusive,
             Some(snap) => Guard::XattrCompare { name: MARK.to_owned(), value: mark(snap) },
         });
+        let left = match step.right_until {
+            Some(_) => Left::Steps,
+            None if step.effects == [Effect::Remove] => Left::Nothing(Migrated::Gone),
+            None => Left::Nothing(Migrated::There),
+        };
         op.effects = step.effects;
         op = match (step.right_until, step.after) {
             (Some(snap), _) => op.effect(Effect::XattrSet(MARK.to_owned(), mark(snap))),
@@ -372,7 +389,7 @@ impl Io {
         };
         let id = self.revision().object_id(object);
         self.revision().store.write(&id, op.under(step.context)).await?;
-        Ok(())
+        Ok(left)
     }
 
     /// Changes an object of the target of a migration, its history first.

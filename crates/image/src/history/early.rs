@@ -20,7 +20,7 @@ use ferry_core::{
 };
 use futures_util::lock::{Mutex as AsyncMutex, MutexGuard};
 
-use super::{History, Standing, step};
+use super::{History, Left, Standing, step};
 use crate::copyup::can_share;
 use crate::features::Features;
 use crate::header::Header;
@@ -235,7 +235,7 @@ impl Io {
         history: &History,
         object: ObjectNo,
         mut step: step::Step,
-    ) -> Result<()> {
+    ) -> Result<Left> {
         if step.right_until.is_some() || !self.revision().keeps_early() {
             return self.take_step(object, step).await;
         }
@@ -252,8 +252,11 @@ impl Io {
                 is_last = false;
             }
         }
-        self.take_step(object, step).await?;
-        if is_last { self.forget_early(object).await } else { Ok(()) }
+        let left = self.take_step(object, step).await?;
+        if is_last {
+            self.forget_early(object).await?;
+        }
+        Ok(left)
     }
 
     /// Writes a part of an object that does not have its history yet aside; whether it did.

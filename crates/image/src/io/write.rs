@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use ferry_core::{Effect, Error, ErrorKind, Guard, Result, WriteOp};
+use futures_util::future;
 
 use super::Io;
 use crate::copyup::CopyUp;
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::WRITE_RETRIES_MAX;
+use crate::live_map::LiveMap;
 use crate::revision::is_missing;
 
 impl Io {
@@ -33,6 +35,9 @@ impl Io {
         touched.extend(objects);
         if second.is_none() {
             let data = self.part_of(first, offset, &data);
+            if let Some(map) = self.map().filter(|map| self.is_surely_missing(map, first)) {
+                return self.write_missing(map, first, data).await;
+            }
             return self.announced(touched, self.write_object(first, data)).await;
         }
         let writing = self.for_each_object(offset, length, |extent| {
@@ -101,6 +106,26 @@ impl Io {
             return first;
         }
         std::iter::once(first).chain(rest).collect::<Vec<_>>().concat().into()
+    }
+
+    /// Whether a part of an object can only be written with the parent's bytes around it, as the object map does not know of it.
+    fn is_surely_missing(&self, map: &LiveMap, extent: ObjectExtent) -> bool {
+        let overlap = self.revision.overlap_in(extent.object);
+        let covers_parent = extent.offset == 0 && extent.length >= overlap;
+        self.history.is_none() && overlap > 0 && !covers_parent && !map.get(extent.object).may_exist()
+    }
+
+    /// Writes a part of an object that is not there: the parent's bytes are read while the object map is told.
+    async fn write_missing(&self, map: &LiveMap, extent: ObjectExtent, data: Bytes) -> Result<()> {
+        let object = extent.object;
+        let effects = vec![Effect::Write { offset: extent.offset, data }];
+        let (telling, reading) = (map.begin_write(vec![object]), self.parent_effects(object));
+        let (ticket, from_parent) = future::try_join(telling, reading).await?;
+        if self.make_from(object, from_parent, effects.clone()).await? == CopyUp::Exists {
+            self.change_or_copy_up(object, effects).await?;
+        }
+        ticket.finish();
+        Ok(())
     }
 
     /// Writes a part of one object; the object map knows of it already.
