@@ -132,6 +132,16 @@ impl<L: Layer> Store for Layered<L> {
         self.0.ask(|s| s.extents(object, at, offset, length))
     }
 
+    fn find_extents(
+        &self,
+        object: &ObjectId,
+        at: SnapId,
+        offset: u64,
+        length: u64,
+    ) -> Reply<Vec<(u64, u64)>> {
+        self.0.ask(|s| s.find_extents(object, at, offset, length))
+    }
+
     fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
         self.0.will_read(object, at, offset, length);
     }

@@ -634,6 +634,18 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         }
     }
 
+    /// As [`Self::extents`], as finely as the store can find out, if that takes it a request of its own. `rbd` asks for no more than
+    /// the other tells, and what is compared with it must not either.
+    fn find_extents(
+        &self,
+        object: &ObjectId,
+        at: SnapId,
+        offset: u64,
+        length: u64,
+    ) -> Reply<Vec<(u64, u64)>> {
+        self.extents(object, at, offset, length)
+    }
+
     /// Says that a range of an object will be read soon at a snapshot or HEAD, so that a store that waits for a medium can have it
     /// brought to memory meanwhile. Advice: nothing comes of it but time, and what is wrong with the range the read itself tells.
     fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {

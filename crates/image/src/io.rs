@@ -24,7 +24,7 @@ use crate::history::History;
 use crate::layout::ObjectExtent;
 use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::live_map::LiveMap;
-use crate::revision::Revision;
+use crate::revision::{Detail, Revision};
 
 pub use open::{layout_of, open_origin, open_revision};
 
@@ -178,7 +178,7 @@ impl Io {
         self.revision.check_range(offset, length)?;
         let mut extents: Vec<DeviceExtent> = Vec::new();
         let mut at = offset;
-        for held in self.revision.held(offset, length).await? {
+        for held in self.revision.held(offset, length, Detail::Found).await? {
             push_extent(&mut extents, at, held.offset - at, ExtentState::Zero);
             push_extent(&mut extents, held.offset, held.length, ExtentState::Data);
             at = held.offset + held.length;

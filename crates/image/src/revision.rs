@@ -21,6 +21,7 @@ mod held;
 mod owners;
 
 pub use ancestor::{Ancestor, ForeignPoint, source_point};
+pub use held::Detail;
 use owners::Owner;
 pub use owners::Owners;
 

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use ferry_core::{Error, Result};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
+pub(crate) mod cpp;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +77,8 @@ macro_rules! api {
         /// The functions of one loaded librados.
         pub(crate) struct Api {
             $(pub(crate) $name: unsafe extern "C" fn($($arg: $type),*) $(-> $result)?,)*
+            /// What the C interface lacks; `None` where this librados has it under another name.
+            pub(crate) map_extents: Option<cpp::MapExtents>,
             /// Holds the code the functions are in.
             _library: Library,
         }
@@ -91,6 +94,7 @@ macro_rules! api {
                             Error::unsupported("this librados lacks a function").with("function", stringify!($name)).because(e)
                         })?
                     },)*
+                    map_extents: cpp::MapExtents::find(&library),
                     _library: library,
                 })
             }
@@ -174,6 +178,7 @@ api! {
     // Read operations.
     fn rados_create_read_op() -> rados_read_op_t;
     fn rados_release_read_op(op: rados_read_op_t);
+    fn rados_read_op_assert_version(op: rados_read_op_t, version: u64);
     fn rados_read_op_read(op: rados_read_op_t, offset: u64, len: size_t, buf: *mut c_char, bytes_read: *mut size_t, prval: *mut c_int);
     fn rados_read_op_stat(op: rados_read_op_t, size: *mut u64, mtime: *mut time_t, prval: *mut c_int);
     fn rados_read_op_getxattrs(op: rados_read_op_t, iter: *mut rados_xattrs_iter_t, prval: *mut c_int);

@@ -1,4 +1,4 @@
-//! Owners of librados' handles: a connection, I/O contexts; below them commands, operations, completions, watches, listings.
+//! Owners of librados' handles: a connection, I/O contexts; below them commands, operations, completions, extents, watches, listings.
 //!
 //! # Invariants
 //! - An I/O context outlives the requests submitted on it: dropping one waits for them ([`completion::InFlight`]).
@@ -7,6 +7,7 @@
 
 mod command;
 pub(crate) mod completion;
+mod extents;
 pub(crate) mod listing;
 pub(crate) mod op;
 pub(crate) mod watch;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ferry_core::{Error, Namespace, PoolId, PoolStats, Result, SnapId};
 
 use self::completion::InFlight;
+use self::extents::Streak;
 use crate::errno::{check, error};
 use crate::ffi::{Api, load, rados_ioctx_t, rados_pool_stat_t, rados_t};
 use crate::limits::{BLOCKLIST_SECONDS, MONITOR_TIMEOUT_SECONDS, NAME_MAX};
@@ -289,6 +291,10 @@ pub(crate) struct IoCtx {
     cluster: Arc<Cluster>,
     raw: rados_ioctx_t,
     in_flight: Arc<InFlight>,
+    /// Whether it was found out that nothing here tells where objects have data.
+    lacks_extents: AtomicBool,
+    /// Of those that were read here.
+    pub(crate) full_objects: Streak,
 }
 
 // SAFETY: librados allows requests on one I/O context from any threads at once; its settings are made before it is shared.
@@ -305,7 +311,9 @@ impl IoCtx {
         // SAFETY: `raw` takes the handle.
         let made = unsafe { (api.rados_ioctx_create2)(cluster.raw, place.pool.0, &raw mut raw) };
         check(made, "no such pool").map_err(|e| e.with("pool", place.pool))?;
-        let io = Self { cluster: Arc::clone(cluster), raw, in_flight: Arc::default() };
+        let (in_flight, lacks_extents) = (Arc::default(), AtomicBool::new(false));
+        let full_objects = Streak::default();
+        let io = Self { cluster: Arc::clone(cluster), raw, in_flight, lacks_extents, full_objects };
         // SAFETY: the name ends in NUL.
         unsafe { (api.rados_ioctx_set_namespace)(io.raw, namespace.as_ptr()) };
         match &place.view {

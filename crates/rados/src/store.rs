@@ -2,8 +2,8 @@
 //!
 //! - An op's snapshot context, and a read's snapshot, are settings of an I/O context; one is kept for each in use.
 //! - What librados' C interface lacks is refused (`list_snaps`, sharing ranges, pool flags) or derived:
-//!   extents are what is left when blocks of zeros are taken out, and what an object's version at a snapshot tells stands in for
-//!   the list of its versions. Who watches an object is asked of the OSD that serves it, which answers administrators alone.
+//!   what an object's version at a snapshot tells stands in for the list of its versions. Where an object has data its C++ interface tells
+//!   (ADR 0024); blocks of zeros are taken out besides. Who watches an object is asked of the OSD that serves it, which answers administrators alone.
 //! - Making and removing pools, listing objects and watchers, and rolling back wait on the calling thread; all else is asynchronous.
 
 mod pages;
@@ -285,6 +285,16 @@ impl Store for RadosStore {
 
     fn read(&self, object: &ObjectId, at: SnapId, op: ReadOp) -> Reply<ReadReply> {
         reply(self.submit_read(object, at, op))
+    }
+
+    fn find_extents(
+        &self,
+        object: &ObjectId,
+        at: SnapId,
+        offset: u64,
+        length: u64,
+    ) -> Reply<Vec<(u64, u64)>> {
+        reply(self.submit_extents(object, at, (offset, length)))
     }
 
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {

@@ -11,6 +11,7 @@ mod clusters;
 mod deaths;
 mod devices;
 mod faults;
+mod holes;
 mod keys;
 mod model;
 mod owners;

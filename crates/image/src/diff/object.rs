@@ -5,7 +5,7 @@ use ferry_core::{DeviceExtent, ExtentState, ReadOp, Result, SnapId, SnapSet};
 use super::{Diff, Granularity, ParentData, Verdict};
 use crate::layout::{ObjectExtent, ObjectNo};
 use crate::limits::SPARSE_BLOCK;
-use crate::revision::{Revision, is_missing};
+use crate::revision::{Detail, Revision, is_missing};
 use crate::zeroes::{is_zero, runs};
 
 /// Which preserved version of an object a snapshot reads.
@@ -75,7 +75,7 @@ impl Diff {
                     found.push(DeviceExtent { offset, length: end - offset, state });
                 }
             };
-            for held in self.to.held(change.offset, change.length).await? {
+            for held in self.to.held(change.offset, change.length, Detail::Told).await? {
                 push(at, held.offset, ExtentState::Zero);
                 push(held.offset, held.end(), ExtentState::Data);
                 at = held.end();
@@ -88,8 +88,8 @@ impl Diff {
     /// All there is in an object, as finely as the store can tell.
     async fn extents_since_beginning(&self, whole: ObjectExtent) -> Result<Vec<DeviceExtent>> {
         let held = match self.request.parent {
-            ParentData::Included => self.to.held_in_object(whole).await?,
-            ParentData::Excluded => self.to.held_here(whole).await?.unwrap_or_default(),
+            ParentData::Included => self.to.held_in_object(whole, Detail::Told).await?,
+            ParentData::Excluded => self.to.held_here(whole, Detail::Told).await?.unwrap_or_default(),
         };
         let state = ExtentState::Data;
         Ok(held.into_iter().map(|e| DeviceExtent { offset: e.offset, length: e.length, state }).collect())

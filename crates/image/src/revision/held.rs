@@ -8,6 +8,15 @@ use super::{Ancestor, Revision, is_missing};
 use crate::layout::{ImageExtent, ObjectExtent};
 use crate::limits::OBJECTS_IN_FLIGHT;
 
+/// How finely to tell where bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// As stores tell at once, and `rbd`.
+    Told,
+    /// As stores can find out without reading bytes.
+    Found,
+}
+
 impl Revision {
     /// The parts of a range that the image or an ancestor holds bytes for, ascending; the others read as zeros.
     ///
@@ -16,10 +25,10 @@ impl Revision {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
-    pub fn held(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ImageExtent>>> {
+    pub fn held(&self, offset: u64, length: u64, detail: Detail) -> BoxFuture<'_, Result<Vec<ImageExtent>>> {
         Box::pin(async move {
             let extents: Vec<_> = self.layout.extents(offset, length).collect();
-            let looks = stream::iter(extents).map(|extent| self.held_in_object(extent));
+            let looks = stream::iter(extents).map(|extent| self.held_in_object(extent, detail));
             let parts: Vec<Vec<ImageExtent>> =
                 looks.buffer_unordered(OBJECTS_IN_FLIGHT).try_collect().await?;
             let mut found: Vec<ImageExtent> = parts.into_iter().flatten().collect();
@@ -32,19 +41,23 @@ impl Revision {
     ///
     /// # Errors
     /// Those of the store.
-    pub(crate) async fn held_in_object(&self, extent: ObjectExtent) -> Result<Vec<ImageExtent>> {
+    pub(crate) async fn held_in_object(
+        &self,
+        extent: ObjectExtent,
+        detail: Detail,
+    ) -> Result<Vec<ImageExtent>> {
         if self.is_target {
             // What it does not have yet may be written aside.
             let pieces = self.locate_in_object(extent).await?.into_iter();
             return Ok(pieces.map(|p| ImageExtent { offset: p.image_offset, length: p.length }).collect());
         }
-        if let Some(found) = self.held_here(extent).await? {
+        if let Some(found) = self.held_here(extent, detail).await? {
             return Ok(found);
         }
         let mut found = Vec::new();
         if let Some(parent) = &self.parent {
             for part in self.below_overlap(extent) {
-                found.extend(parent.ancestor.held(part.offset, part.length).await?);
+                found.extend(parent.ancestor.held(part.offset, part.length, detail).await?);
             }
         }
         Ok(found)
@@ -55,9 +68,18 @@ impl Revision {
     ///
     /// # Errors
     /// Those of the store.
-    pub(crate) async fn held_here(&self, extent: ObjectExtent) -> Result<Option<Vec<ImageExtent>>> {
+    pub(crate) async fn held_here(
+        &self,
+        extent: ObjectExtent,
+        detail: Detail,
+    ) -> Result<Option<Vec<ImageExtent>>> {
         let ObjectExtent { object, offset, length } = extent;
-        let ranges = match self.store.extents(&self.object_id(object), self.snap, offset, length).await {
+        let id = self.object_id(object);
+        let told = match detail {
+            Detail::Told => self.store.extents(&id, self.snap, offset, length),
+            Detail::Found => self.store.find_extents(&id, self.snap, offset, length),
+        };
+        let ranges = match told.await {
             Ok(ranges) => ranges,
             Err(e) if is_missing(&e) => return Ok(None),
             Err(e) => return Err(e.with("image_object", object.0)),
@@ -72,9 +94,9 @@ impl Ancestor {
     ///
     /// # Errors
     /// Those of the store or the source.
-    async fn held(&self, offset: u64, length: u64) -> Result<Vec<ImageExtent>> {
+    async fn held(&self, offset: u64, length: u64, detail: Detail) -> Result<Vec<ImageExtent>> {
         match self {
-            Self::Image(revision) => revision.held(offset, length).await,
+            Self::Image(revision) => revision.held(offset, length, detail).await,
             Self::Foreign(point) => {
                 let found = point.data_in(offset, length).await?;
                 Ok(found.into_iter().map(|e| ImageExtent { offset: e.offset, length: e.length }).collect())

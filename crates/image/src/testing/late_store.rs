@@ -114,6 +114,17 @@ impl Store for LateStore {
         self.later(move |s| s.extents(&object, at, offset, length))
     }
 
+    fn find_extents(
+        &self,
+        object: &ObjectId,
+        at: SnapId,
+        offset: u64,
+        length: u64,
+    ) -> Reply<Vec<(u64, u64)>> {
+        let object = object.clone();
+        self.later(move |s| s.find_extents(&object, at, offset, length))
+    }
+
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
         let object = object.clone();
         self.later(move |s| s.is_same_at(&object, one, other))

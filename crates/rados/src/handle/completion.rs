@@ -31,10 +31,10 @@ impl InFlight {
 }
 
 /// One request that has not come back.
-struct Ticket(Arc<InFlight>);
+pub(super) struct Ticket(Arc<InFlight>);
 
 impl Ticket {
-    fn new(in_flight: &Arc<InFlight>) -> Self {
+    pub(super) fn new(in_flight: &Arc<InFlight>) -> Self {
         *in_flight.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         Self(Arc::clone(in_flight))
     }

@@ -229,16 +229,40 @@ impl Drop for Write {
 #[derive(Debug)]
 struct Target {
     api: &'static Api,
-    /// Empty, with room for what is asked for: zeros first would be a twentieth of a large read's CPU.
-    buffer: Vec<u8>,
-    bytes_read: AtomicUsize,
+    parts: Vec<Part>,
     size: AtomicU64,
     changed: AtomicI64,
     xattrs: AtomicPtr<c_void>,
     omap: AtomicPtr<c_void>,
     more: AtomicU8,
     /// Results of the steps; that of the whole is enough, but not every step takes a null.
-    results: [AtomicI32; 4],
+    results: [AtomicI32; 3],
+}
+
+/// A part of the data that is read.
+#[derive(Debug)]
+struct Part {
+    offset: u64,
+    /// Empty, with room for what is asked for: zeros first would be a twentieth of a large read's CPU.
+    buffer: Vec<u8>,
+    bytes_read: AtomicUsize,
+    result: AtomicI32,
+}
+
+impl Part {
+    fn new((offset, length): (u64, usize)) -> Self {
+        let (bytes_read, result) = (AtomicUsize::new(0), AtomicI32::new(0));
+        Self { offset, buffer: Vec::with_capacity(length), bytes_read, result }
+    }
+
+    /// The bytes, once the read went well.
+    fn take(self) -> (u64, Vec<u8>) {
+        let (mut data, mut bytes_read) = (self.buffer, self.bytes_read);
+        let length = (*bytes_read.get_mut()).min(data.capacity());
+        // SAFETY: the read went well, so librados has written that many bytes.
+        unsafe { data.set_len(length) };
+        (self.offset, data)
+    }
 }
 
 impl Drop for Target {
@@ -288,8 +312,8 @@ pub(crate) struct Found {
     pub(crate) size: u64,
     /// When it was last changed, or said to be, where its size was asked for. Seconds since 1970.
     pub(crate) changed: i64,
-    /// The bytes asked for, as far as there are.
-    pub(crate) data: Vec<u8>,
+    /// The bytes asked for, as far as there are: the offset of each part, and what it holds.
+    pub(crate) data: Vec<(u64, Vec<u8>)>,
     /// Names and values.
     pub(crate) xattrs: Vec<(String, Bytes)>,
     /// In key order.
@@ -299,15 +323,13 @@ pub(crate) struct Found {
 }
 
 impl Read {
-    /// A read of `data`: `(offset, length)`, bytes; and of the size, unless the data is wanted alone.
-    pub(crate) fn new(data: Option<(u64, usize)>, is_data_alone: bool) -> Result<Self> {
+    /// A read of `data`: parts, `(offset, length)` in bytes; and of the size, unless the data is wanted alone.
+    pub(crate) fn new(data: &[(u64, usize)], is_data_alone: bool) -> Result<Self> {
         let api = load()?;
-        let mut buffer: Vec<u8> = Vec::with_capacity(data.map_or(0, |(_, length)| length));
-        let start = buffer.as_mut_ptr();
+        let asked = data.iter().copied().filter(|(_, length)| *length > 0);
         let target = Arc::new(Target {
             api,
-            buffer,
-            bytes_read: AtomicUsize::new(0),
+            parts: asked.clone().map(Part::new).collect(),
             size: AtomicU64::new(0),
             changed: AtomicI64::new(0),
             xattrs: AtomicPtr::default(),
@@ -317,34 +339,40 @@ impl Read {
         });
         // SAFETY: no preconditions.
         let raw = unsafe { (api.rados_create_read_op)() };
-        let read = Self { api, raw, target };
-        let t = &read.target;
-        let data = data.filter(|(_, length)| *length > 0);
+        let mut read = Self { api, raw, target };
+        let t = Arc::get_mut(&mut read.target).expect("nobody else has it yet");
         // Without any step it would not be seen whether the object exists.
-        if !is_data_alone || data.is_none() {
+        if !is_data_alone || t.parts.is_empty() {
             // SAFETY: the target outlives the request: its completion holds it.
             unsafe {
                 (api.rados_read_op_stat)(raw, t.size.as_ptr(), t.changed.as_ptr(), t.results[0].as_ptr());
             };
         }
-        if let Some((offset, length)) = data {
-            let (read_to, result) = (t.bytes_read.as_ptr(), t.results[1].as_ptr());
+        for (part, (offset, length)) in t.parts.iter_mut().zip(asked) {
+            let (read_to, result) = (part.bytes_read.as_ptr(), part.result.as_ptr());
+            let start = part.buffer.as_mut_ptr();
             // SAFETY: as above; the buffer has room for the length given and is not touched until the read is over.
             unsafe { (api.rados_read_op_read)(raw, offset, length, start.cast(), read_to, result) };
         }
         Ok(read)
     }
 
+    /// Fails where the object has another version.
+    pub(crate) fn assert_version(&self, version: u64) {
+        // SAFETY: the handle is open.
+        unsafe { (self.api.rados_read_op_assert_version)(self.raw, version) };
+    }
+
     /// Reads all xattrs too.
     pub(crate) fn xattrs(&self) {
-        let (iterator, result) = (self.target.xattrs.as_ptr(), self.target.results[2].as_ptr());
+        let (iterator, result) = (self.target.xattrs.as_ptr(), self.target.results[1].as_ptr());
         // SAFETY: the target outlives the request.
         unsafe { (self.api.rados_read_op_getxattrs)(self.raw, iterator, result) };
     }
 
     /// Reads omap entries too.
     pub(crate) fn omap(&self, step: &OmapStep<'_>) {
-        let (iterator, result) = (self.target.omap.as_ptr(), self.target.results[3].as_ptr());
+        let (iterator, result) = (self.target.omap.as_ptr(), self.target.results[2].as_ptr());
         match step {
             OmapStep::Keys(keys) => {
                 let pointers: Vec<*const c_char> = keys.iter().map(|k| start(k)).collect();
@@ -405,15 +433,12 @@ impl Drop for Read {
 fn found(outcome: Outcome<Arc<Target>>) -> Result<Found> {
     check(outcome.result, "reading an object")?;
     let mut target = Arc::into_inner(outcome.payload).expect("the request was the last to hold its target");
-    let mut data = std::mem::take(&mut target.buffer);
-    let length = (*target.bytes_read.get_mut()).min(data.capacity());
-    // SAFETY: the read went well, so librados has written that many bytes, or none where none were asked for.
-    unsafe { data.set_len(length) };
+    let parts = std::mem::take(&mut target.parts);
     Ok(Found {
         version: outcome.version,
         size: *target.size.get_mut(),
         changed: *target.changed.get_mut(),
-        data,
+        data: parts.into_iter().map(Part::take).collect(),
         xattrs: target.take_xattrs()?,
         omap: target.take_omap()?,
         more: *target.more.get_mut() != 0,

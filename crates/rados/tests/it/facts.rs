@@ -66,6 +66,28 @@ pub(crate) fn an_unknown_pool_is_not_found_and_flags_are_refused(ground: &Ground
     assert_eq!(failure(flags), (ErrorKind::Unsupported, Errno::EOPNOTSUPP));
 }
 
+pub(crate) fn an_object_with_holes_is_told_and_read_without_them(ground: &Ground) {
+    const MIB: u64 = 1 << 20;
+    let id = object(ground, "holes");
+    // A read of everything would show blocks.
+    let op = WriteOp::new().write(MIB + 50, vec![7; 100]).write(3 * MIB, vec![8; 4096]);
+    ground.store.write(&id, op.effect(Effect::Truncate(4 * MIB))).wait().unwrap();
+    let data = [(MIB + 50, 100), (3 * MIB, 4096)];
+    assert_eq!(ground.store.find_extents(&id, SnapId::HEAD, 0, 4 * MIB).wait().unwrap(), data);
+    let mut sparse = 0;
+    for _ in 0..20 {
+        let reply = ground.store.read(&id, SnapId::HEAD, ReadOp::data(0, 4 * MIB)).wait().unwrap();
+        assert_eq!(reply.size, 4 * MIB);
+        let found = reply.data.extents.iter().map(|(at, bytes)| (*at, bytes.len() as u64));
+        sparse += usize::from(found.eq(data));
+        let bytes = reply.data.to_vec(0, 4 * MIB);
+        assert!(bytes[1 << 20..][50..150] == [7; 100] && bytes[3 << 20..][..4096] == [8; 4096]);
+        assert_eq!(bytes.iter().filter(|b| **b != 0).count(), 100 + 4096);
+    }
+    // Objects without holes before it let up to seven be read whole.
+    assert!(sparse >= 13, "{sparse} of 20 were read without the holes");
+}
+
 pub(crate) fn the_rados_command_shows_our_locks_and_watches(ground: &Ground) {
     let id = made(ground, "shown");
     let watch = ground.store.watch(&id).wait().unwrap();

@@ -82,6 +82,7 @@ fn a_real_cluster_keeps_the_contract() {
         ("the contract of pools", the_contract_of_pools),
         ("random operations", random_operations),
         ("unknown pools", facts::an_unknown_pool_is_not_found_and_flags_are_refused),
+        ("holes", facts::an_object_with_holes_is_told_and_read_without_them),
         ("locks as rados shows them", facts::the_rados_command_shows_our_locks_and_watches),
         ("two clients", facts::two_clients_exclude_and_notify_each_other),
         ("slow watchers", facts::a_watcher_that_does_not_answer_is_named),

@@ -83,6 +83,7 @@ pub const CASES: &[Case] = cases![
     data::removing_a_missing_object_is_not_found,
     data::every_change_raises_the_version,
     data::a_large_object_reads_back,
+    data::a_long_read_of_an_object_with_holes_shows_one_moment,
     data::ranges_past_the_largest_object_are_invalid,
     data::names_and_keys_past_their_limits_are_invalid,
     data::effects_after_a_removal_are_invalid,

@@ -29,3 +29,16 @@ fn a_short_tail_is_an_extent_or_not() {
     assert_eq!(found(0, data), [(4096, 10)]);
     assert_eq!(found(7, Vec::new()), []);
 }
+
+#[test]
+fn parts_leave_long_holes_out_and_stay_in_the_range() {
+    const K: u64 = 1024;
+    let range = (100 * K, 1000 << 10);
+    let told = [(0, 50 * K), (90 * K, 20 * K), (126 * K, 4 * K), (147 * K, 3 * K), (1000 * K, 900 * K)];
+    let expected = [(100 * K, 30 << 10), (147 * K, 3 << 10), (1000 * K, 100 << 10)];
+    assert_eq!(parts(&told, range, 16 * K), expected);
+    assert_eq!(parts(&[], range, 16 * K), []);
+    assert_eq!(parts(&[(0, u64::MAX)], range, 0), [range], "whatever is said");
+    let side_by_side = [(200 * K, K), (201 * K, K), (203 * K, K)];
+    assert_eq!(parts(&side_by_side, range, 0), [(200 * K, 2 << 10), (203 * K, 1 << 10)]);
+}

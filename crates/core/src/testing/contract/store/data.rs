@@ -1,5 +1,7 @@
 //! Bytes, sizes, holes, versions and limits.
 
+use std::thread;
+
 use bytes::Bytes;
 
 use super::{BLOCK, Place, context, done, fails, filled, text};
@@ -108,7 +110,9 @@ pub(super) fn extents_are_cut_to_the_range_asked_for(place: &Place) {
 
 pub(super) fn what_holds_bytes_is_told_without_them(place: &Place) {
     let ask = |at, offset, length| place.store.extents(&place.id("o"), at, offset, length).wait();
+    let find = |at, offset, length| place.store.find_extents(&place.id("o"), at, offset, length).wait();
     fails(ask(SnapId::HEAD, 0, 10), ErrorKind::NotFound, Errno::ENOENT);
+    fails(find(SnapId::HEAD, 0, 10), ErrorKind::NotFound, Errno::ENOENT);
     place.write(
         "o",
         WriteOp::new().write(2 * BLOCK, filled(1, BLOCK)).write(8 * BLOCK, filled(2, BLOCK + 10)),
@@ -120,8 +124,11 @@ pub(super) fn what_holds_bytes_is_told_without_them(place: &Place) {
         (8 * BLOCK, 5 * BLOCK),
         (9 * BLOCK + 10, 9),
     ];
-    for (offset, length) in asked {
-        let told = done(ask(SnapId::HEAD, offset, length));
+    let both = |(offset, length)| {
+        [ask(SnapId::HEAD, offset, length), find(SnapId::HEAD, offset, length)]
+            .map(|told| (offset, length, done(told)))
+    };
+    for (offset, length, told) in asked.into_iter().flat_map(both) {
         let end = (offset + length).min(9 * BLOCK + 10);
         assert!(
             told.iter().all(|(at, n)| *n > 0 && *at >= offset && at + n <= end),
@@ -259,6 +266,40 @@ pub(super) fn a_large_object_reads_back(place: &Place) {
     assert!(place.bytes("o") == data, "4 MiB came back changed");
     let reply = done(place.store.read(&place.id("o"), SnapId::HEAD, ReadOp::data(1_000_003, 70_001)).wait());
     assert!(reply.data.to_vec(1_000_003, 70_001) == data[1_000_003..1_070_004], "a part came back changed");
+}
+
+pub(super) fn a_long_read_of_an_object_with_holes_shows_one_moment(place: &Place) {
+    const MIB: u64 = 1 << 20;
+    const ROUNDS: u8 = 200;
+    // The last block says how often it was written, and so does the first at odd numbers; at even ones there is a hole.
+    let change = |round: u8| {
+        let first = if round % 2 == 1 {
+            Effect::Write { offset: 0, data: filled(round, BLOCK) }
+        } else {
+            Effect::Zero { offset: 0, length: BLOCK }
+        };
+        op(first).write(3 * MIB, filled(round, BLOCK)).write(4 * MIB - BLOCK, filled(1, BLOCK))
+    };
+    place.write("o", change(0));
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                place.write("o", change(round));
+            }
+        });
+        let mut last = 0;
+        while last < ROUNDS {
+            let is_over = writer.is_finished();
+            let read = place.store.read(&place.id("o"), SnapId::HEAD, ReadOp::data(0, 4 * MIB)).wait();
+            let bytes = done(read).data.to_vec(0, 4 * MIB);
+            let (first, round) = (bytes[0], bytes[3 << 20]);
+            assert!(round >= last, "round {round} after {last}");
+            assert_eq!(first, if round % 2 == 1 { round } else { 0 }, "round {round}");
+            assert_eq!(bytes[(4 << 20) - 1], 1);
+            assert!(!is_over || round == ROUNDS, "round {round} after the last");
+            last = round;
+        }
+    });
 }
 
 pub(super) fn ranges_past_the_largest_object_are_invalid(place: &Place) {
