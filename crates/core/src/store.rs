@@ -15,6 +15,7 @@
 //!   context, or with an older one, preserves nothing new. An op without data effects ignores its context.
 //!   Whether an effect that changes nothing (zeroing past the end, creating what exists) preserves is left open.
 //! - **Objects exist** or not; one that exists with size 0 is different from one that does not.
+//! - **One moment**: all that a [`ReadOp`] at HEAD answers is of one state of the object.
 //! - A read past the end is short; a hole inside the size reads as zeros and is not listed as an extent.
 
 use std::collections::BTreeMap;
