@@ -1,6 +1,6 @@
 #!/bin/sh
 # Kills a command at each of its system calls that change files, and then a second time at each call of what follows, and
-# looks at what is left: the data of another image, the store's check, and whether the command can be given again.
+# looks at what is left: an image's data and its copy's, the store's check, and whether the command can be given again.
 #
 #   at-each-call.sh FERRY DIRECTORY CASE...
 #
@@ -15,34 +15,36 @@ calls=$calls,unlinkat,link,linkat,mkdir,mkdirat,copy_file_range,fchmod,flock
 done_already='exists|has this name|no such|not found|has no parent|not migrating|migration state is'
 export FERRY_LOG=error
 
-# The commands before, and the command. Other images are not to change.
+# The commands before, and the command. The image base keeps its bytes wherever it goes; where the command makes a second one with
+# the same bytes, $copy names it.
 prepare_case() {
     base() { "$ferry" pool create p && "$ferry" import "$directory/raw" p/base; }
     cloned() { base && "$ferry" snap create p/base@s && "$ferry" snap protect p/base@s && "$ferry" clone p/base@s p/new; }
-    moving() { base && "$ferry" pool create q && "$ferry" import "$directory/raw" p/new && "$ferry" migration prepare p/new q/new; }
+    moving() { base && "$ferry" pool create q && "$ferry" migration prepare p/base q/base; }
+    copy=
     case $1 in
         pool-first) command="pool create p" ;;
         pool) base && command="pool create q" ;;
         create) base && command="create p/new --size 1G" ;;
-        import) base && command="import $directory/raw p/new" ;;
+        import) base && copy=p/new && command="import $directory/raw p/new" ;;
         snap) base && command="snap create p/base@s" ;;
         snap-rm) base && "$ferry" snap create p/base@s && command="snap rm p/base@s" ;;
         resize) base && "$ferry" create p/new --size 3M && command="resize p/new --size 1G" ;;
-        clone) base && "$ferry" snap create p/base@s && "$ferry" snap protect p/base@s && command="clone p/base@s p/new" ;;
-        flatten) cloned && command="flatten p/new" ;;
+        clone) base && "$ferry" snap create p/base@s && "$ferry" snap protect p/base@s && copy=p/new && command="clone p/base@s p/new" ;;
+        flatten) cloned && copy=p/new && command="flatten p/new" ;;
         rm) cloned && command="rm p/new" ;;
-        cp) base && command="cp p/base p/new" ;;
+        cp) base && copy=p/new && command="cp p/base p/new" ;;
         prepare) base && "$ferry" pool create q && command="migration prepare p/base q/base" ;;
-        execute) moving && command="migration execute q/new" ;;
-        commit) moving && "$ferry" migration execute q/new && command="migration commit q/new" ;;
-        abort) moving && "$ferry" migration execute q/new && command="migration abort q/new" ;;
+        execute) moving && command="migration execute q/base" ;;
+        commit) moving && "$ferry" migration execute q/base && command="migration commit q/base" ;;
+        abort) moving && "$ferry" migration execute q/base && command="migration abort q/base" ;;
         *) echo "no such case" && return 1 ;;
     esac
 }
 
-# The sum of the image base, wherever it is.
-sum_of_base() {
-    for spec in p/base q/base; do
+# The sum of the first image of those named that is there.
+sum_of() {
+    for spec in "$@"; do
         if "$ferry" export "$spec" - >"$directory/bytes" 2>/dev/null; then
             sha256sum <"$directory/bytes"
             return
@@ -51,7 +53,7 @@ sum_of_base() {
     echo none
 }
 
-copy() {
+copy_home() {
     rm -rf "$2"
     if test -d "$1"; then cp -a --sparse=always "$1" "$2"; fi
     export FERRY_HOME="$2"
@@ -76,7 +78,8 @@ judge() {
     if ! "$ferry" $command >"$directory/said" 2>&1 && ! grep -qE "$done_already" "$directory/said"; then
         complain "cannot be given again: $(tail -n 2 "$directory/said")"
     fi
-    if test "$(sum_of_base)" != "$sum"; then complain "the data is another"; fi
+    if test "$(sum_of p/base q/base)" != "$sum"; then complain "the data is another"; fi
+    if test -n "$copy" && test "$(sum_of "$copy")" != "$sum"; then complain "the copy is another"; fi
     if ! "$ferry" check >"$directory/said" 2>&1; then complain "check: $(tail -n 2 "$directory/said")"; fi
 }
 
@@ -92,17 +95,17 @@ for name in "$@"; do
         exit 2
     fi
     sum=none
-    if test -d "$directory/before"; then sum=$(sum_of_base); fi
+    if test -d "$directory/before"; then sum=$(sum_of p/base q/base); fi
     pairs=0 bad=0 first=1
-    while copy "$directory/before" "$directory/once" && killed_at "$first"; do
+    while copy_home "$directory/before" "$directory/once" && killed_at "$first"; do
         second=1
-        while copy "$directory/once" "$directory/twice" && killed_at "$second"; do
+        while copy_home "$directory/once" "$directory/twice" && killed_at "$second"; do
             pairs=$((pairs + 1))
             judge
             second=$((second + 1))
         done
         # The second was not killed: the first alone.
-        copy "$directory/once" "$directory/twice"
+        copy_home "$directory/once" "$directory/twice"
         judge
         first=$((first + 1))
     done

@@ -293,7 +293,7 @@ pub(crate) struct IoCtx {
     in_flight: Arc<InFlight>,
     /// Whether it was found out that nothing here tells where objects have data.
     lacks_extents: AtomicBool,
-    /// Of those that were read here.
+    /// Of the long objects read here: whether to look for holes in the next.
     pub(crate) full_objects: Streak,
 }
 

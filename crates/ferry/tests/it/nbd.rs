@@ -8,13 +8,13 @@ use std::process::{Child, Command, Stdio};
 use crate::harness::{Home, Name, Run, noise, promised};
 
 /// A process that offers one image.
-struct Offer {
+pub(crate) struct Offer {
     child: Child,
-    uri: String,
+    pub(crate) uri: String,
 }
 
 impl Offer {
-    fn start(home: &Home, words: &str) -> Self {
+    pub(crate) fn start(home: &Home, words: &str) -> Self {
         let words = ["nbd", "--socket", "n.sock"].into_iter().chain(words.split_whitespace());
         Self::start_with(home, &words.collect::<Vec<_>>(), "nbd+unix:///")
     }
@@ -28,7 +28,7 @@ impl Offer {
         Self { child, uri }
     }
 
-    fn stop(mut self) -> i32 {
+    pub(crate) fn stop(mut self) -> i32 {
         Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         self.child.wait().unwrap().code().unwrap_or(-1)
     }
@@ -51,7 +51,7 @@ fn client(dir: &Path, program: &str, arguments: &[&str]) -> String {
 }
 
 /// What `nbdinfo` says of a context, `offset length value` by line.
-fn map_of(home: &Home, uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
+pub(crate) fn map_of(home: &Home, uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
     let map = client(home.dir(), "nbdinfo", &["--json", &format!("--map={context}"), uri]);
     let map: serde_json::Value = serde_json::from_str(&map).unwrap();
     let number = |part: &serde_json::Value, name: &str| part[name].as_u64().unwrap();

@@ -1,11 +1,10 @@
 //! Objects of a cluster with holes inside: what clients hear of them, and what a migration makes of them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 
 use super::stores::Ground;
-use crate::harness::{Name, noise, promised};
+use crate::harness::{noise, promised};
+use crate::nbd::{Offer, map_of};
 
 const SIZE: u64 = 40 << 20;
 
@@ -17,47 +16,23 @@ fn pieces() -> impl Iterator<Item = (u64, u64)> {
     (0..9).flat_map(move |object| at(object << 22))
 }
 
-/// An offer of an image, stopped when this goes.
-struct Offer(Child, String);
-
-impl Offer {
-    fn start(ground: &Ground, image: &str) -> Self {
-        let socket = ground.home.path("nbd.sock");
-        drop(fs::remove_file(&socket));
-        let mut command = ground.home.command(Name::Ferry);
-        command.args(["nbd", image, "--socket"]).arg(&socket).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let uri = lines.next().unwrap().unwrap();
-        Self(child, uri)
-    }
-
-    /// What a client hears of holes: offset, length and whether it is data.
-    fn map(&self) -> Vec<(u64, u64, bool)> {
-        let output = Command::new("nbdinfo").args(["--json", "--map", &self.1]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let number = |part: &serde_json::Value, name: &str| part[name].as_u64().unwrap();
-        let part = |p| (number(p, "offset"), number(p, "length"), number(p, "type") == 0);
-        map.as_array().unwrap().iter().map(part).collect()
-    }
-}
-
-impl Drop for Offer {
-    fn drop(&mut self) {
-        // Killed, it would leave a watch, for whose end others wait.
-        drop(Command::new("kill").args(["-INT", &self.0.id().to_string()]).status());
-        drop(self.0.wait());
-    }
+/// What a client of an image hears of holes: offset, length, and 0 for data.
+fn map(ground: &Ground, image: &str) -> Vec<(u64, u64, u64)> {
+    let offer = Offer::start(&ground.home, image);
+    let map = map_of(&ground.home, &offer.uri, "base:allocation");
+    // Killed, it would leave a watch, for whose end others wait.
+    assert_eq!(offer.stop(), 0);
+    map
 }
 
 /// That each byte that is not zero is in a part told to be data, and how many bytes such parts have.
-fn told(disk: &[u8], map: &[(u64, u64, bool)]) -> u64 {
+fn told(disk: &[u8], map: &[(u64, u64, u64)]) -> u64 {
     let mut data = 0;
-    for (offset, length, is_data) in map {
+    for (offset, length, kind) in map {
+        let is_data = *kind == 0;
         let range = usize::try_from(*offset).unwrap()..usize::try_from(offset + length).unwrap();
-        assert!(*is_data || disk[range].iter().all(|b| *b == 0), "data in a hole at {offset}+{length}");
-        data += if *is_data { *length } else { 0 };
+        assert!(is_data || disk[range].iter().all(|b| *b == 0), "data in a hole at {offset}+{length}");
+        data += if is_data { *length } else { 0 };
     }
     data
 }
@@ -75,7 +50,7 @@ fn holes_inside_objects_are_told_to_clients_and_stay_holes_in_a_migration() {
     let written: u64 = pieces().map(|(_, n)| n).sum();
     let made = ground.stock("import --no-progress --sparse-size 4K disk far/a");
     assert!(made.status.success(), "{made:?}");
-    let map = Offer::start(&ground, "far/a").map();
+    let map = map(&ground, "far/a");
     let data = told(&disk, &map);
     assert!((written..2 * written).contains(&data), "{data} bytes are told for {written}: {map:?}");
     // To other objects of the cluster, with a snapshot, and on to a directory and back.
@@ -95,7 +70,7 @@ fn holes_inside_objects_are_told_to_clients_and_stay_holes_in_a_migration() {
             ground.home.ok(&format!("export {spec} out --no-progress"));
             assert!(fs::read(out).unwrap() == disk, "{spec}");
         }
-        let data = told(&disk, &Offer::start(&ground, target).map());
+        let data = told(&disk, &self::map(&ground, target));
         assert!((written..2 * written).contains(&data), "{target}: {data} bytes are told for {written}");
     }
     assert!(ground.stock_bytes("far/d") == disk && ground.stock_bytes("far/d@s") == disk);
