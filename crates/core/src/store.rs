@@ -117,6 +117,17 @@ pub enum Effect {
     /// op, without guards, or is refused with `Invalid` (22): librados has no such step in compounds. The omap and
     /// xattrs of an object rolled back are unspecified.
     Rollback(SnapId),
+    /// Make the bytes and the size those of another object, copied inside the store: no client sees them. Holes may become zeros that
+    /// take room. Only where [`Capabilities::copy`] is set. Omap and xattrs are unspecified until later effects set them, and the
+    /// op leaves no stamp of its own. Fails with `NotFound` (2) where the source did not exist then.
+    CopyObject {
+        /// The object to copy, in any pool of the store; not this one.
+        source: ObjectId,
+        /// The snapshot to read it at, or HEAD.
+        at: SnapId,
+        /// How long it is, as far as is known. It is copied whole whatever this says. Bytes.
+        length: u64,
+    },
     /// Make `[target_offset, +length)` read what `[offset, +length)` of `source` reads, sharing the space. Only where
     /// [`Capabilities::share`] is set. Offsets are multiples of 4 KiB; `length` too, unless it reaches the end of the
     /// source's size. What lies past the source's end becomes holes; the target grows to hold the data copied, and keeps what it
@@ -278,6 +289,7 @@ impl WriteOp {
             | Effect::Truncate(_)
             | Effect::Remove
             | Effect::Rollback(_)
+            | Effect::CopyObject { .. }
             | Effect::ShareRange { .. } => true,
             Effect::OmapSet(_)
             | Effect::OmapRemove(_)
@@ -287,11 +299,17 @@ impl WriteOp {
         })
     }
 
+    /// Whether it has a `CopyObject`.
+    #[must_use]
+    pub fn copies(&self) -> bool {
+        self.effects.iter().any(|e| matches!(e, Effect::CopyObject { .. }))
+    }
+
     /// What every store refuses before it looks at the object.
     ///
     /// # Errors
     /// `Invalid` (22): a name, key, value or range past its limit, a context out of order, effects after `Remove`,
-    /// `Rollback` in company, a `ShareRange` off the block grid.
+    /// `Rollback` in company, a `ShareRange` off the block grid, a `CopyObject` of the object itself.
     pub fn check(&self, object: &ObjectId) -> Result<()> {
         check_name(object)?;
         if self.snap_context.as_ref().is_some_and(|c| !c.is_valid()) {
@@ -320,6 +338,12 @@ impl WriteOp {
                     return Err(Error::invalid("a rollback stands alone in its op"));
                 }
                 Effect::Rollback(_) => {}
+                Effect::CopyObject { source, .. } => {
+                    check_name(source)?;
+                    if source == object {
+                        return Err(Error::invalid("an object copied to itself"));
+                    }
+                }
                 Effect::ShareRange { source, offset, length, target_offset, .. } => {
                     check_name(source)?;
                     check_range(*offset, *length)?;
@@ -553,6 +577,9 @@ pub struct PoolStats {
 pub struct Capabilities {
     /// [`Effect::ShareRange`] works.
     pub share: bool,
+    /// [`Effect::CopyObject`] works, as far as is known, and is worth its requests from objects of so many bytes. A store that finds
+    /// out that it does not work refuses the op as `Unsupported` and says so here from then on.
+    pub copy: Option<u64>,
     /// `list_snaps` works.
     pub list_snaps: bool,
     /// `list_watchers` works for every client. Where it does not, it is for administrators at most, and locks are never broken.

@@ -102,6 +102,7 @@ impl Core {
             Effect::Zero { .. }
             | Effect::Truncate(_)
             | Effect::Rollback(_)
+            | Effect::CopyObject { .. }
             | Effect::Remove
             | Effect::OmapRemove(_)
             | Effect::OmapClear
@@ -126,6 +127,9 @@ impl Core {
             Effect::Rollback(snap) => {
                 s.draft_rollback(*snap);
                 Ok(())
+            }
+            Effect::CopyObject { .. } => {
+                Err(Error::unsupported("copying objects: ranges are shared").with("object", id))
             }
             Effect::ShareRange { source, at, offset, length, target_offset } => {
                 self.draft_share(s, id, (source, *at), (*offset, *length), *target_offset)
@@ -368,6 +372,7 @@ impl Scratch {
             | Effect::Truncate(_)
             | Effect::Remove
             | Effect::Rollback(_)
+            | Effect::CopyObject { .. }
             | Effect::ShareRange { .. } => {}
         }
     }

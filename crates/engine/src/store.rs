@@ -339,7 +339,7 @@ impl Core {
 
 impl Store for Engine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { share: true, list_snaps: true, list_watchers: true }
+        Capabilities { share: true, copy: None, list_snaps: true, list_watchers: true }
     }
 
     fn client(&self) -> ClientId {

@@ -2,10 +2,13 @@
 //!
 //! - Where the store can share ranges between its objects, the object comes into being with references to the ancestor's
 //!   space and the new bytes in one atomic op: no data is copied, and no crash or reader sees anything in between.
-//! - Where it cannot, the parent's bytes are read and written with the new ones in one op.
+//! - Where it can copy whole objects [by itself](inside), the new bytes lie over such a copy in one op.
+//! - Where it can do neither, the parent's bytes are read and written with the new ones in one op.
 //! - Two writers race: the op creates exclusively, so one wins and the other writes to the object it finds.
 //! - An image that may be deep-flattened must have the parent's bytes *below* its snapshots. If it has snapshots that show
 //!   the same part of the parent, the object is made under no snapshot context first, and written to afterwards.
+
+pub(crate) mod inside;
 
 use ferry_core::{Effect, ErrorKind, Guard, Result, SparseData, WriteOp};
 
@@ -62,18 +65,24 @@ impl Io {
                 WriteOp { effects: from_parent, ..WriteOp::new() }.stamped(self.copy_stamp())
             }
             Depth::Head => {
-                from_parent.extend(effects);
+                from_parent.extend(effects.iter().cloned());
                 if from_parent.is_empty() {
                     return Ok(CopyUp::Done);
                 }
                 WriteOp { effects: from_parent, ..WriteOp::new() }.under(self.context().clone())
             }
         };
-        let id = self.revision().object_id(object);
+        let (id, copies) = (self.revision().object_id(object), op.copies());
         match self.revision().store.write(&id, op.guard(Guard::CreateExclusive)).await {
             Ok(_) if depth == Depth::Head => Ok(CopyUp::Done),
             Ok(_) => Ok(CopyUp::Exists),
             Err(e) if e.kind() == ErrorKind::Exists => Ok(CopyUp::Exists),
+            // The store found out that it copies nothing.
+            Err(e) if copies && e.kind() == ErrorKind::Unsupported => {
+                let whole = ObjectExtent { object, offset: 0, length: overlap };
+                let read = copy_effects(self.revision(), whole, |_| {}).await?;
+                Box::pin(self.make_from(object, read, effects)).await
+            }
             Err(e) => Err(e.with("image_object", object.0)),
         }
     }
@@ -105,13 +114,23 @@ impl Io {
         map.mark_in_snaps(object, &snaps, later).await
     }
 
-    /// The effects that give a new object what its parent shows in its place, shared where possible.
+    /// The effects that give a new object what its parent shows in its place, shared or copied by the store where possible.
     pub(crate) async fn parent_effects(&self, object: ObjectNo) -> Result<Vec<Effect>> {
         let whole = ObjectExtent { object, offset: 0, length: self.revision().overlap_in(object) };
         if whole.length == 0 {
             return Ok(Vec::new());
         }
-        self.effects_from_parent_of(self.revision(), whole).await
+        let revision = self.revision();
+        if let Some(effects) = self.shared_with_parent_of(revision, whole).await? {
+            return Ok(effects);
+        }
+        // A stamp, which a migration leaves, would be lost.
+        if self.copy_stamp().is_none()
+            && let Some(effects) = self.copied_by_store(revision, whole).await?
+        {
+            return Ok(effects);
+        }
+        copy_effects(revision, whole, |_| {}).await
     }
 
     /// The effects that give an object of this image what `revision`, a point of the same image, shows of its parent in
@@ -148,6 +167,12 @@ pub(crate) fn can_share(source: &Revision, target: &Revision) -> bool {
     target.store.capabilities().share
         && source.store.identity() == target.store.identity()
         && source.is_in_one_store()
+}
+
+/// From which length on objects of `target` can be copies of objects of `source` that their store makes by itself; `None` where it does not.
+pub(crate) fn can_copy(source: &Revision, target: &Revision) -> Option<u64> {
+    let is_one = source.store.identity() == target.store.identity() && source.is_in_one_store();
+    target.store.capabilities().copy.filter(|_| is_one)
 }
 
 /// The parent's bytes, read to be written; `read` sees them first.

@@ -24,6 +24,9 @@ const _: () = assert!(BLOCK as u64 == SPARSE_BLOCK);
 pub struct Digest(pub u128);
 
 impl Digest {
+    /// In place of that of what was copied without being read: it tells that it was copied, and equals none of bytes.
+    pub const UNREAD: Self = Self(u128::MAX - 1);
+
     /// Of extents as a read of an image gives them, ascending; whole blocks, but for where the image ends. And how many blocks
     /// are not zeros.
     #[must_use]

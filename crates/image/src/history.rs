@@ -28,7 +28,7 @@ use ferry_core::{
 use futures_util::stream::{self, StreamExt};
 
 use self::early::Early;
-use crate::copyup::can_share;
+use crate::copyup::{can_copy, can_share};
 use crate::digest::Digest;
 use crate::features::{Features, Flags};
 use crate::image::Image;
@@ -84,7 +84,7 @@ pub enum Migrated {
 /// What an object cost that got its history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Bytes of data that were read from the source and written to the target.
+    /// Bytes of data that were copied: read from the source and written to the target, or copied by the store that has both.
     pub copied: u64,
     /// Bytes that source and target have in common from now on.
     pub shared: u64,
@@ -98,7 +98,7 @@ pub struct Move {
     /// What that cost.
     pub moved: Moved,
     /// What the source was read to show in it, by points of the target. Only points whose whole content in the object is known
-    /// from bytes that were read for this move.
+    /// from bytes that were read for this move; of those that the store copied, [`Digest::UNREAD`].
     pub digests: Vec<(SnapId, Digest)>,
 }
 
@@ -107,6 +107,8 @@ impl Moved {
         for effect in effects {
             if let Effect::Write { data, .. } | Effect::WriteFull(data) = effect {
                 self.copied += data.len() as u64;
+            } else if let Effect::CopyObject { length, .. } = effect {
+                self.copied += length;
             } else if let Effect::ShareRange { length, .. } = effect {
                 self.shared += length;
             }
@@ -288,7 +290,7 @@ impl Io {
                 losses += 1;
                 continue;
             };
-            let mut cost = Moved::default();
+            let (mut cost, copies) = (Moved::default(), step.copies());
             cost.count(&step.effects);
             // What HEAD does not reach is not in its object map.
             let in_head = self.revision().length_of(object) > 0;
@@ -303,6 +305,8 @@ impl Io {
                 }
                 // Somebody else did it, or something else with the object.
                 Err(e) if is_lost_race(&e) => losses += 1,
+                // The store found out that it copies nothing.
+                Err(e) if copies && e.kind() == ErrorKind::Unsupported => losses += 1,
                 Err(e) => return Err(e),
             }
         }
@@ -310,11 +314,11 @@ impl Io {
     }
 
     /// Says that an object will be moved soon, so that what HEAD shows in it can be brought to memory meanwhile. Nothing is said where
-    /// it is shared instead of read, and to foreign sources, which are asked for several objects at once.
+    /// it is shared or copied by the store instead of read, and to foreign sources, which are asked for several objects at once.
     pub fn will_move(&self, object: ObjectNo) {
         let head = self.revision();
         let Some(source) = head.parent.as_ref().and_then(|p| p.ancestor.image()) else { return };
-        if can_share(source, head) {
+        if can_share(source, head) || can_copy(source, head).is_some() {
             return;
         }
         let whole = ObjectExtent { object, offset: 0, length: head.overlap_in(object) };
@@ -387,8 +391,17 @@ impl Io {
             }
             (None, _) => op,
         };
-        let id = self.revision().object_id(object);
-        self.revision().store.write(&id, op.under(step.context)).await?;
+        let (store, id) = (&self.revision().store, self.revision().object_id(object));
+        let copies = op.copies();
+        let written = store.write(&id, op.under(step.context.clone())).await?;
+        if copies && let Some(stamp) = self.copy_stamp() {
+            // Such an op leaves none of its own. Whoever came in between has written what must not look like the copy.
+            let stamped = WriteOp::new().guard(Guard::AssertVersion(written.version)).effect(Effect::Create);
+            match store.write(&id, stamped.stamped(Some(stamp)).under(step.context)).await {
+                Err(e) if !is_lost_race(&e) => return Err(e),
+                _ => {}
+            }
+        }
         Ok(left)
     }
 

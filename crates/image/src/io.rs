@@ -20,6 +20,7 @@ use ferry_core::{
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use crate::copyup::inside::Inside;
 use crate::history::History;
 use crate::layout::ObjectExtent;
 use crate::limits::OBJECTS_IN_FLIGHT;
@@ -54,6 +55,8 @@ pub struct Io {
     history: Option<Arc<History>>,
     /// What is left on objects that are copied.
     copy_stamp: Option<Stamp>,
+    /// Which objects the store is asked to copy.
+    inside: Arc<Inside>,
     /// Whether the image has an exclusive lock that was not held when this was opened: there is no map then, and no writing.
     lacks_lock: bool,
 }
@@ -69,6 +72,11 @@ impl Io {
     #[must_use]
     pub fn shared_revision(&self) -> Arc<Revision> {
         Arc::clone(&self.revision)
+    }
+
+    /// Which objects the store is asked to copy.
+    pub(crate) fn inside(&self) -> &Inside {
+        &self.inside
     }
 
     /// What writes preserve.
@@ -117,6 +125,7 @@ impl Io {
         if let (Some(history), Some(earlier)) = (&mut self.history, &earlier.history) {
             Arc::make_mut(history).follow(earlier);
         }
+        self.inside = Arc::clone(&earlier.inside);
     }
 
     /// Whether writes are refused.

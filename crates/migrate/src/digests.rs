@@ -6,7 +6,7 @@
 //! Invariants
 //! - What is not a table of this migration counts for nothing, and neither does a number that was not written: the source is
 //!   read in its place.
-//! - A number is that of bytes that were read. It is never told from what was written.
+//! - A number is that of bytes that were read, or says that the store copied them unread. It is never told from what was written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -284,6 +284,15 @@ impl Kept {
 impl Row {
     /// What was read of the source in an object.
     pub(crate) fn get(&self, object: ObjectNo) -> Option<Digest> {
+        self.number(object).filter(|digest| *digest != Digest::UNREAD)
+    }
+
+    /// Whether an object was copied, by whomever.
+    pub(crate) fn was_copied(&self, object: ObjectNo) -> bool {
+        self.number(object).is_some()
+    }
+
+    fn number(&self, object: ObjectNo) -> Option<Digest> {
         let at = usize::try_from(object.0.checked_mul(ENTRY)?).ok()?;
         let number = u128::from_le_bytes(*self.numbers.get(at..)?.first_chunk()?);
         number.checked_sub(1).map(Digest)
@@ -357,5 +366,15 @@ mod tests {
         let got: Vec<_> = (0..5).map(|n| row.get(ferry_image::layout::ObjectNo(n))).collect();
         // A sum that cannot be told from none is none.
         assert_eq!(got, [None, None, Some(Digest(5)), None, None]);
+    }
+
+    #[test]
+    fn what_was_copied_unread_is_known_to_be_copied_and_has_no_digest() {
+        let effects = writes(&shape(), &[((SnapId(9), 0), Digest::UNREAD)].into());
+        let [Effect::Write { data, .. }] = &effects[..] else { panic!("{effects:?}") };
+        let row = Row { numbers: [&data[..], &[0; 16]].concat() };
+        let object = ferry_image::layout::ObjectNo;
+        assert_eq!((row.get(object(0)), row.was_copied(object(0))), (None, true));
+        assert_eq!((row.get(object(1)), row.was_copied(object(1))), (None, false));
     }
 }

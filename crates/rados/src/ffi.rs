@@ -79,6 +79,8 @@ macro_rules! api {
             $(pub(crate) $name: unsafe extern "C" fn($($arg: $type),*) $(-> $result)?,)*
             /// What the C interface lacks; `None` where this librados has it under another name.
             pub(crate) map_extents: Option<cpp::MapExtents>,
+            /// As above.
+            pub(crate) copy_from: Option<cpp::copy::CopyFrom>,
             /// Holds the code the functions are in.
             _library: Library,
         }
@@ -95,6 +97,7 @@ macro_rules! api {
                         })?
                     },)*
                     map_extents: cpp::MapExtents::find(&library),
+                    copy_from: cpp::copy::CopyFrom::find(&library),
                     _library: library,
                 })
             }

@@ -118,6 +118,11 @@ impl Cluster {
         check(set, "setting an option of the cluster").map_err(|e| e.with("option", name)).map(drop)
     }
 
+    /// Whether the library can have objects copied inside the cluster.
+    pub(crate) fn copies_objects(&self) -> bool {
+        self.api.copy_from.is_some()
+    }
+
     /// The library's version.
     pub(crate) fn library_version(&self) -> String {
         let (mut major, mut minor, mut extra) = (0, 0, 0);

@@ -38,3 +38,6 @@ pub(crate) const HOLE_READ_MAX: u64 = 16 << 10;
 /// How many long objects without holes in a row make an image one that has none, for the time being; then one of so many is looked
 /// at.
 pub(crate) const FULL_STREAK: usize = 8;
+
+/// From which length on an object is copied inside the cluster. Bytes; below it, what a client copies takes fewer requests and little more.
+pub(crate) const COPY_MIN: u64 = 256 << 10;

@@ -3,7 +3,7 @@
 //! - An op's snapshot context, and a read's snapshot, are settings of an I/O context; one is kept for each in use.
 //! - What librados' C interface lacks is refused (`list_snaps`, sharing ranges, pool flags) or derived:
 //!   what an object's version at a snapshot tells stands in for the list of its versions. Where an object has data its C++ interface tells
-//!   (ADR 0024); blocks of zeros are taken out besides. Who watches an object is asked of the OSD that serves it, which answers administrators alone.
+//!   (ADR 0024), which copies objects, too (ADR 0025); blocks of zeros are taken out besides. Who watches an object is asked of the OSD that serves it, which answers administrators alone.
 //! - Making and removing pools, listing objects and watchers, and rolling back wait on the calling thread; all else is asynchronous.
 
 mod pages;
@@ -14,6 +14,7 @@ mod write;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::handle::listing::Cursor;
 use crate::handle::op::Write;
 use crate::handle::watch::{bury, end};
 use crate::handle::{Cluster, IoCtx, Options, Place, View, c_string, connections};
-use crate::limits::{IO_CONTEXTS_MAX, LISTINGS_MAX};
+use crate::limits::{COPY_MIN, IO_CONTEXTS_MAX, LISTINGS_MAX};
 use crate::lock::{break_input, lock_input, unlock_input};
 
 /// Listings that can be continued, by number.
@@ -50,6 +51,8 @@ pub struct RadosStore {
     address: String,
     contexts: Mutex<HashMap<Place, Arc<IoCtx>>>,
     listings: Mutex<Listings>,
+    /// Whether objects are copied inside the cluster, as far as is known.
+    copying: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for RadosStore {
@@ -88,7 +91,8 @@ impl RadosStore {
         let identity = parse_fsid(&fsid)
             .ok_or_else(|| Error::corrupt("the cluster's id is none").with("fsid", &fsid))?;
         let (contexts, listings) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { cluster, fsid, identity, address, contexts, listings }))
+        let copying = Arc::new(AtomicBool::new(cluster.copies_objects()));
+        Ok(Arc::new(Self { cluster, fsid, identity, address, contexts, listings, copying }))
     }
 
     /// How many connections this process has: none when all stores are gone, and the watches and replies they gave.
@@ -215,7 +219,8 @@ impl Drop for RadosStore {
 
 impl Store for RadosStore {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { share: false, list_snaps: false, list_watchers: false }
+        let copy = self.copying.load(Ordering::Acquire).then_some(COPY_MIN);
+        Capabilities { share: false, copy, list_snaps: false, list_watchers: false }
     }
 
     fn client(&self) -> ClientId {
@@ -273,12 +278,12 @@ impl Store for RadosStore {
     }
 
     fn write(&self, object: &ObjectId, op: WriteOp) -> Reply<WriteReply> {
-        match write::plan(object, op) {
+        match write::plan(object, op, &|source, view| self.io_of(source, view)) {
             Err(e) => Reply::ready(Err(e)),
             Ok(write::Plan::Nothing) => reply(self.version_of(object)),
             Ok(write::Plan::Rollback { view, snap }) => Reply::ready(self.roll_back(object, view, snap)),
-            Ok(write::Plan::Steps { view, steps, stamp }) => {
-                reply(self.submit_write(object, view, (steps, stamp)))
+            Ok(write::Plan::Steps { view, steps, stamp, copies }) => {
+                reply(self.submit_write(object, view, (steps, stamp, copies)))
             }
         }
     }

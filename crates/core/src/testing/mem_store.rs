@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use self::object::{Object, missing};
+use self::object::{Head, Object, missing};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ident::{ClientId, Namespace, ObjectId, PoolId, SnapId};
@@ -58,7 +58,8 @@ pub struct MemStore {
 }
 
 /// All that is optional.
-const EVERYTHING: Capabilities = Capabilities { share: true, list_snaps: true, list_watchers: true };
+const EVERYTHING: Capabilities =
+    Capabilities { share: true, copy: Some(0), list_snaps: true, list_watchers: true };
 
 impl MemStore {
     /// An empty store that can do everything.
@@ -170,7 +171,7 @@ impl State {
             object.made();
         }
         let changes = creates || !op.effects.is_empty();
-        let stamp = op.stamp;
+        let (stamp, copies) = (op.stamp, op.copies());
         for effect in op.effects {
             match effect {
                 Effect::ShareRange { source, at, offset, length, target_offset } => {
@@ -181,11 +182,17 @@ impl State {
                     }
                     object.made().data.share(&from, offset, length, target_offset);
                 }
+                Effect::CopyObject { source, at, .. } => {
+                    MemStore::need(can.copy.is_some(), "copying objects")?;
+                    let from = self.object(&source)?.and_then(|o| o.at(at)).cloned().ok_or_else(missing)?;
+                    *object.made() = Head::of(from);
+                }
                 other => object.apply(other)?,
             }
         }
         if changes {
-            if let Some(head) = &mut object.head {
+            // What was copied brought its own.
+            if let Some(head) = object.head.as_mut().filter(|_| !copies) {
                 head.data.stamp = stamp;
             }
             object.version = version;

@@ -8,6 +8,7 @@
 mod access;
 mod checklist;
 mod clusters;
+mod copies;
 mod deaths;
 mod devices;
 mod faults;

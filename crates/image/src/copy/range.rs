@@ -1,6 +1,6 @@
 //! Copying a range of one image to the same range of another.
 
-use ferry_core::{Effect, Result, WriteOp};
+use ferry_core::{Effect, ErrorKind, Guard, Result, WriteOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::copyup::{can_share, share_effects, write_effects};
@@ -10,7 +10,7 @@ use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::revision::{Piece, Revision};
 
 impl Io {
-    /// Makes a range read what it reads in `source`, sharing where possible. Holes become holes.
+    /// Makes a range read what it reads in `source`, shared, or objects copied by the store, where possible. Holes become holes.
     ///
     /// # Errors
     /// `Invalid` (22) outside either image; those of the stores.
@@ -27,10 +27,19 @@ impl Io {
 
     /// As [`Self::copy_range`], for a part of one object.
     pub(super) async fn copy_object_range(&self, source: &Revision, extent: ObjectExtent) -> Result<()> {
-        let effects = self.content_of(source, extent).await?;
         let is_fresh = self.history().is_none()
             && self.revision().overlap_in(extent.object) == 0
             && self.map().is_some_and(|map| !map.get(extent.object).may_exist());
+        if is_fresh && let Some(effects) = self.copied_from(source, extent).await? {
+            // Another range of the object may be copied at the same time, and would be lost.
+            let op = WriteOp { effects, ..WriteOp::new() }.guard(Guard::CreateExclusive);
+            match self.announced(vec![extent.object], self.apply(extent.object, op)).await {
+                // It was, or the store found out that it copies nothing.
+                Err(e) if matches!(e.kind(), ErrorKind::Exists | ErrorKind::Unsupported) => {}
+                done => return done,
+            }
+        }
+        let effects = self.content_of(source, extent).await?;
         if effects.is_empty() {
             return self.discard_part(extent).await;
         }

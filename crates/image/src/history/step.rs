@@ -35,6 +35,18 @@ pub(super) struct Step {
     pub(super) before_head: Option<SnapId>,
 }
 
+impl Step {
+    /// Whether the store is to copy an object for it.
+    pub(super) fn copies(&self) -> bool {
+        self.effects.iter().any(is_copy)
+    }
+}
+
+/// Whether the store copies an object.
+fn is_copy(effect: &Effect) -> bool {
+    matches!(effect, Effect::CopyObject { .. })
+}
+
 impl History {
     /// The step that follows; `None` where the object is not there and no point needs it. What is read for it goes to `trail`.
     pub(super) async fn next_step(
@@ -69,6 +81,9 @@ impl History {
             }
         };
         trail.read(point, read);
+        if effects.iter().any(is_copy) {
+            trail.copied_unread(point);
+        }
         let is_for_head = first + 1 == points.len();
         let was_early = point.has_early(object).await?;
         // HEAD's may still grow: what is aside there is put in when the step is taken.
@@ -82,6 +97,7 @@ impl History {
             if !is_same_source && !changed(older, newer, object).await?.is_empty() {
                 break;
             }
+            trail.goes_on(older, newer);
             if trail.knows(older) {
                 let is_one = is_same_source || is_one_version(older, newer, object).await?;
                 trail.shows_same(older, newer, is_one);
@@ -177,7 +193,7 @@ async fn needs(point: &Point, object: ObjectNo) -> Result<bool> {
     Ok(false)
 }
 
-/// All that a point shows in an object, and its blocks to `read`.
+/// All that a point shows in an object, and its blocks to `read`: shared, or copied by the store, or by us.
 async fn content(
     io: &Io,
     point: &Revision,
@@ -190,6 +206,10 @@ async fn content(
     }
     let extent = ObjectExtent { object, offset: 0, length };
     if let Some(effects) = io.shared_with_parent_of(point, extent).await? {
+        *read = None;
+        return Ok(effects);
+    }
+    if let Some(effects) = io.copied_by_store(point, extent).await? {
         *read = None;
         return Ok(effects);
     }

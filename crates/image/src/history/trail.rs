@@ -14,6 +14,8 @@ use crate::revision::Revision;
 pub(super) struct Trail {
     /// What the source shows in the object at the newest point that was looked at, where that is known.
     newest: Option<(SnapId, Blocks)>,
+    /// The newest point at which the store copied the object, which nobody read.
+    unread: Option<SnapId>,
     digests: BTreeMap<SnapId, Digest>,
 }
 
@@ -40,6 +42,20 @@ impl Trail {
         let Some(blocks) = blocks else { return };
         self.digests.insert(point.snap, blocks.digest());
         self.newest = Some((point.snap, blocks));
+    }
+
+    /// The store copied the object, as it is at `point`.
+    pub(super) fn copied_unread(&mut self, point: &Revision) {
+        self.digests.insert(point.snap, Digest::UNREAD);
+        self.unread = Some(point.snap);
+    }
+
+    /// The object is at `newer` as it is at `older`, the point before, as far as the store tells: what is said of the one that the
+    /// store copied is said of the other.
+    pub(super) fn goes_on(&mut self, older: &Revision, newer: &Revision) {
+        if self.unread == Some(older.snap) {
+            self.copied_unread(newer);
+        }
     }
 
     /// Whether it is known what the object is at a point, the newest so far.

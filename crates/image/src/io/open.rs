@@ -304,6 +304,7 @@ impl Io {
             history,
             copy_stamp: header.copy_stamp()?,
             read_only,
+            inside: Arc::default(),
             lacks_lock,
         })
     }

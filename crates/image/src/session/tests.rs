@@ -14,7 +14,7 @@ use super::Session;
 /// Two sessions of different clients with one image, the first of which owns the lock.
 async fn two(list_watchers: bool) -> (Session, Session) {
     let env = test_env(7);
-    let capabilities = Capabilities { share: true, list_snaps: true, list_watchers };
+    let capabilities = Capabilities { share: true, copy: None, list_snaps: true, list_watchers };
     let here = MemStore::with_capabilities(&env, capabilities);
     let pool = here.create_pool("p").await.unwrap();
     let there: Arc<dyn Store> = here.another_client();

@@ -136,7 +136,7 @@ fn shared_locks_agree_on_a_tag() {
 #[test]
 fn where_the_store_lists_no_watchers_their_answers_tell() {
     let world = World::new();
-    let capabilities = Capabilities { share: false, list_snaps: false, list_watchers: false };
+    let capabilities = Capabilities { share: false, copy: None, list_snaps: false, list_watchers: false };
     let env = world.env.clone();
     let store = MemStore::with_capabilities(&env, capabilities);
     store.create_pool("p").wait().unwrap();

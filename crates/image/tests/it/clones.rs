@@ -35,7 +35,7 @@ async fn pool_in(store: Arc<MemStore>, env: Env) -> Pool {
 /// A parent full of sevens with a snapshot, and its clone.
 async fn family(share: bool) -> Result<Pool> {
     let env = test_env(3);
-    let capabilities = Capabilities { share, list_snaps: true, list_watchers: true };
+    let capabilities = Capabilities { share, copy: None, list_snaps: true, list_watchers: true };
     family_in(MemStore::with_capabilities(&env, capabilities), env).await
 }
 
@@ -274,7 +274,7 @@ fn a_copy_beside_a_clone_shows_as_much_of_the_parent_at_each_snapshot_and_holds_
     {
         block_on(async {
             let env = test_env(3);
-            let capabilities = Capabilities { share, list_snaps, list_watchers: true };
+            let capabilities = Capabilities { share, copy: None, list_snaps, list_watchers: true };
             let pool = family_in(MemStore::with_capabilities(&env, capabilities), env).await.unwrap();
             write(&pool, "child", 0, vec![1; OBJECT_LEN]).await.unwrap();
             snap(&pool, "child", "t1").await.unwrap();

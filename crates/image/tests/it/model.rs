@@ -24,15 +24,15 @@ fn run(capabilities: Capabilities) {
 
 #[test]
 fn images_hold_what_was_written_where_ranges_are_shared() {
-    run(Capabilities { share: true, list_snaps: true, list_watchers: true });
+    run(Capabilities { share: true, copy: None, list_snaps: true, list_watchers: true });
 }
 
 #[test]
 fn images_hold_what_was_written_where_bytes_are_copied() {
-    run(Capabilities { share: false, list_snaps: true, list_watchers: true });
+    run(Capabilities { share: false, copy: None, list_snaps: true, list_watchers: true });
 }
 
 #[test]
 fn images_hold_what_was_written_on_a_store_that_can_do_the_least() {
-    run(Capabilities { share: false, list_snaps: false, list_watchers: false });
+    run(Capabilities { share: false, copy: None, list_snaps: false, list_watchers: false });
 }

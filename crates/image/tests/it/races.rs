@@ -32,7 +32,7 @@ struct Clone {
 
 async fn make_clone(seed: u64, share: bool) -> Result<Clone> {
     let env = test_env(seed);
-    let capabilities = Capabilities { share, list_snaps: true, list_watchers: true };
+    let capabilities = Capabilities { share, copy: None, list_snaps: true, list_watchers: true };
     let store: Arc<dyn Store> = LateStore::new(MemStore::with_capabilities(&env, capabilities), seed);
     store.create_pool("p").await?;
     let pool = Pool::open(store, env, "p", &Namespace::default()).await?;

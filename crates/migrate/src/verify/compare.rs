@@ -248,7 +248,7 @@ impl Pair {
             // It was copied, and is not called lost: who removed it kept the object map right.
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let is_absent = self.traces.map.as_ref().is_some_and(|map| !map.get(object).may_exist());
-                Ok(is_absent && self.kept.get(object).is_some())
+                Ok(is_absent && self.kept.was_copied(object))
             }
             found => found.map(|_| true),
         }

@@ -170,10 +170,13 @@ impl Case {
     pub(crate) fn new(seed: u64, kind: Kind) -> Self {
         let rng = TestRng::new(seed.wrapping_mul(0x9E37_79B9).wrapping_add(7));
         let env = test_env(seed);
-        let all = Capabilities { share: true, list_snaps: true, list_watchers: true };
+        let all = Capabilities { share: true, copy: None, list_snaps: true, list_watchers: true };
         let copying = Capabilities { share: false, ..all };
-        let least = Capabilities { share: false, list_snaps: false, list_watchers: true };
+        // As a cluster, whose library may or may not have it copy objects by itself.
+        let copy = seed.is_multiple_of(2).then_some(0);
+        let least = Capabilities { share: false, copy, list_snaps: false, list_watchers: true };
         let capabilities = match kind {
+            Kind::DyingOneStore if seed % 6 == 2 => vec![least],
             Kind::OneStore | Kind::DyingOneStore | Kind::CutOneStore | Kind::CutTwoStores => vec![all],
             Kind::OneStoreCopying => vec![copying],
             Kind::OneStoreLeast => vec![least],

@@ -6,6 +6,7 @@ mod announced;
 mod case;
 mod fault;
 mod import;
+mod inside;
 mod maps;
 mod nameless;
 mod points;

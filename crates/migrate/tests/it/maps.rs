@@ -34,7 +34,7 @@ async fn resized(device: &ImageDevice, size: u64) {
 /// A full image with the snapshot `s`.
 async fn ground() -> Pool {
     let env = test_env(7);
-    let least = Capabilities { share: false, list_snaps: false, list_watchers: true };
+    let least = Capabilities { share: false, copy: None, list_snaps: false, list_watchers: true };
     let store = MemStore::with_capabilities(&env, least);
     store.create_pool("p").await.unwrap();
     let pool = Pool::open(store, env, "p", &Namespace::default()).await.unwrap();

@@ -1,6 +1,7 @@
-//! One function of librados' C++ interface: where an object has data, which its C interface cannot tell (ADR 0024).
+//! Two functions of librados' C++ interface, for what its C interface lacks: where an object has data (ADR 0024), and [copying](copy) one
+//! inside the cluster (ADR 0025).
 //!
-//! The function's name holds the types of its arguments, and librados' own version of its classes; a librados in which any of
+//! A function's name holds the types of its arguments, and librados' own version of its classes; a librados in which any of
 //! them is another does not have the name. The layouts are those of libstdc++ on 64-bit systems: part of its ABI, which has
 //! kept them since 2015 (`std::string`) and 2004 (`std::map`).
 
@@ -11,6 +12,7 @@ use libloading::os::unix::Library;
 
 use super::{rados_ioctx_t, size_t};
 
+pub(crate) mod copy;
 #[cfg(test)]
 mod tests;
 

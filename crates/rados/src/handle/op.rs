@@ -116,6 +116,16 @@ impl Write {
         unsafe { (self.api.rados_write_op_truncate)(self.raw, size) };
     }
 
+    /// Makes the object a copy of another, as `source` sees that.
+    pub(crate) fn copy_from(&self, source: &IoCtx, object: &CStr) -> Result<()> {
+        let copy_from = self.api.copy_from.as_ref();
+        let copy_from =
+            copy_from.ok_or_else(|| Error::unsupported("this librados copies no objects in a cluster"))?;
+        // SAFETY: both handles are open.
+        unsafe { copy_from.add(self.raw, source.raw, object.to_bytes()) };
+        Ok(())
+    }
+
     /// Removes the object.
     pub(crate) fn remove(&self) {
         // SAFETY: the handle is open.

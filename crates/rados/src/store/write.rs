@@ -1,6 +1,7 @@
 //! Compound writes as librados' steps.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ferry_core::{
     Effect, Error, ErrorKind, Guard, ObjectId, ReadOp, Result, SnapId, Stamp, WriteOp, WriteReply,
@@ -22,6 +23,8 @@ pub(super) enum Plan {
         steps: Write,
         /// What it leaves.
         stamp: Option<Stamp>,
+        /// Whether it copies an object.
+        copies: bool,
     },
     /// As the one request librados has for it.
     Rollback {
@@ -32,8 +35,11 @@ pub(super) enum Plan {
     },
 }
 
+/// How objects that are copied are seen.
+type Sources<'a> = &'a dyn Fn(&ObjectId, View) -> Result<Arc<IoCtx>>;
+
 /// Checks an op and puts its steps together.
-pub(super) fn plan(object: &ObjectId, op: WriteOp) -> Result<Plan> {
+pub(super) fn plan(object: &ObjectId, op: WriteOp, sources: Sources<'_>) -> Result<Plan> {
     op.check(object)?;
     let applies = op.touches_data();
     let view = match &op.snap_context {
@@ -46,10 +52,10 @@ pub(super) fn plan(object: &ObjectId, op: WriteOp) -> Result<Plan> {
     if op.guards.is_empty() && op.effects.iter().all(|e| matches!(e, Effect::Zero { length: 0, .. })) {
         return Ok(Plan::Nothing);
     }
-    let (steps, stamp) = (Write::new()?, op.stamp);
+    let (steps, stamp, copies) = (Write::new()?, op.stamp, op.copies());
     add_guards(&steps, &op)?;
-    op.effects.into_iter().try_for_each(|effect| add_effect(&steps, effect))?;
-    Ok(Plan::Steps { view, steps, stamp })
+    op.effects.into_iter().try_for_each(|effect| add_effect(&steps, effect, sources))?;
+    Ok(Plan::Steps { view, steps, stamp, copies })
 }
 
 /// Guards first, and before them what librados needs to tell a missing object as the contract does: a version or xattr
@@ -78,7 +84,7 @@ fn add_guards(steps: &Write, op: &WriteOp) -> Result<()> {
     Ok(())
 }
 
-fn add_effect(steps: &Write, effect: Effect) -> Result<()> {
+fn add_effect(steps: &Write, effect: Effect, sources: Sources<'_>) -> Result<()> {
     match effect {
         Effect::Create => steps.create(),
         Effect::Write { offset, data } => steps.write(offset, &data),
@@ -89,6 +95,10 @@ fn add_effect(steps: &Write, effect: Effect) -> Result<()> {
         Effect::Truncate(size) => steps.truncate(size),
         Effect::Remove => steps.remove(),
         Effect::Rollback(_) => return Err(Error::invalid("a rollback stands alone in its op")),
+        Effect::CopyObject { source, at, .. } => {
+            let view = if at == SnapId::HEAD { View::Head } else { View::At(at) };
+            steps.copy_from(&*sources(&source, view)?, &object_name(&source)?)?;
+        }
         Effect::ShareRange { .. } => {
             return Err(Error::unsupported("sharing ranges of objects in a cluster"));
         }
@@ -101,21 +111,32 @@ fn add_effect(steps: &Write, effect: Effect) -> Result<()> {
     Ok(())
 }
 
+/// Whether a copy is refused for what it is: an OSD that may not read of others, or does not know the step. What is wrong with the
+/// object itself its bytes meet too, when a client copies them.
+fn is_no_copying(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Denied | ErrorKind::Invalid)
+}
+
 impl RadosStore {
     /// Sends a compound off.
     pub(super) fn submit_write(
         &self,
         object: &ObjectId,
         view: View,
-        (steps, stamp): (Write, Option<Stamp>),
+        (steps, stamp, copies): (Write, Option<Stamp>, bool),
     ) -> Result<impl Future<Output = Result<WriteReply>> + Send + use<>> {
         let io = self.io_of(object, view)?;
         let done =
             steps.submit(&io, &object_name(object)?, stamp.map(Stamp::seconds), "the write was refused")?;
-        let object = object.clone();
+        let (object, copying) = (object.clone(), Arc::clone(&self.copying));
         Ok(async move {
             match done.await {
                 Ok(version) => Ok(WriteReply { version }),
+                Err(e) if copies && is_no_copying(&e) => {
+                    copying.store(false, Ordering::Release);
+                    let text = "the cluster copies no objects inside it";
+                    Err(Error::unsupported(text).because(e).with("object", object))
+                }
                 Err(e) => Err(e.with("object", object)),
             }
         })

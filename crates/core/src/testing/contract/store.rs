@@ -4,6 +4,7 @@
 //! [`run_in`] runs the cases that need no pool of their own, each in its own namespace. [`differential()`] compares an
 //! implementation with [`MemStore`](crate::testing::MemStore) over random operations.
 
+mod copying;
 mod data;
 mod differential;
 mod guards;
@@ -145,6 +146,11 @@ pub const CASES: &[Case] = cases![
     sharing::what_lies_behind_a_shared_end_stays,
     sharing::sharing_refuses_what_it_must,
     sharing::a_store_without_sharing_says_so,
+    copying::a_copied_object_has_the_bytes_and_the_size_of_its_source,
+    copying::what_follows_a_copy_in_its_op_lies_over_it,
+    copying::an_object_is_copied_as_it_was_at_a_snapshot_and_preserved_under_it,
+    copying::copying_refuses_what_it_must,
+    copying::a_store_that_cannot_copy_says_so,
 ];
 
 /// Cases that make pools of their own.

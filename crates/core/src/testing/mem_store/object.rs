@@ -21,6 +21,13 @@ pub(super) struct Head {
     omap: BTreeMap<Bytes, Bytes>,
 }
 
+impl Head {
+    /// One with no more than data.
+    pub(super) fn of(data: Data) -> Self {
+        Self { data, xattrs: BTreeMap::new(), omap: BTreeMap::new() }
+    }
+}
+
 /// A version kept for snapshots.
 #[derive(Clone, Debug)]
 struct Preserved {
@@ -112,7 +119,7 @@ impl Object {
         self.preserved.push(Preserved { id: SnapId(context.seq), snaps, data: head.data.clone() });
     }
 
-    /// Applies one effect other than sharing.
+    /// Applies one effect that looks at no other object.
     pub(super) fn apply(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Create => drop(self.made()),
@@ -135,6 +142,7 @@ impl Object {
             Effect::Remove => drop(self.head.take().ok_or_else(missing)?),
             Effect::Rollback(snap) => self.roll_back(snap),
             Effect::ShareRange { .. } => return Err(Error::unsupported("sharing ranges of objects")),
+            Effect::CopyObject { .. } => return Err(Error::unsupported("copying objects")),
             Effect::OmapSet(entries) => self.made().omap.extend(entries),
             Effect::OmapRemove(keys) => {
                 let head = self.head.as_mut().ok_or_else(missing)?;

@@ -26,7 +26,7 @@ fn it_keeps_the_contract() {
 
 #[test]
 fn it_keeps_the_contract_without_the_optional_parts() {
-    let nothing = Capabilities { share: false, list_snaps: false, list_watchers: false };
+    let nothing = Capabilities { share: false, copy: None, list_snaps: false, list_watchers: false };
     contract::run_all(|| MemStore::with_capabilities(&test_env(1), nothing));
 }
 

@@ -305,6 +305,7 @@ fn brief_effect(effect: &Effect) -> String {
         | Effect::Truncate(_)
         | Effect::Remove
         | Effect::Rollback(_)
+        | Effect::CopyObject { .. }
         | Effect::ShareRange { .. }
         | Effect::OmapSet(_)
         | Effect::OmapRemove(_)
