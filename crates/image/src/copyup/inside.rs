@@ -12,10 +12,13 @@ use super::can_copy;
 use crate::history::MARK;
 use crate::io::Io;
 use crate::layout::ObjectExtent;
+use crate::limits::OBJECTS_IN_FLIGHT;
 use crate::revision::{Held, Piece, Revision};
 
-/// How many objects in a row have holes before only one of so many is looked at, to see when that ends.
-const SPARSE_STREAK: usize = 8;
+/// How many objects in a row have holes before only one of so many is looked at, to see when that ends: more than are looked at
+/// at once.
+const SPARSE_STREAK: usize = 16;
+const _: () = assert!(SPARSE_STREAK > OBJECTS_IN_FLIGHT);
 
 /// What is known of the objects of the image that is copied.
 #[derive(Debug, Default)]
@@ -66,7 +69,10 @@ impl Io {
     /// From which length on an object is copied; `None` where this one is not worth a look.
     fn worth_copying(&self, source: &Revision, extent: ObjectExtent) -> Option<u64> {
         let least = can_copy(source, self.revision())?;
-        (extent.offset == 0 && extent.length >= least && self.inside().wants_look()).then_some(least)
+        // Of a striped image, one object holds parts of the image that lie apart.
+        let is_striped = self.revision().layout.image_extents(extent).nth(1).is_some();
+        let is_worth = extent.offset == 0 && extent.length >= least && !is_striped;
+        (is_worth && self.inside().wants_look()).then_some(least)
     }
 
     /// The effects, where `pieces` are one object without holes.
