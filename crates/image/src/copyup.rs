@@ -2,7 +2,7 @@
 //!
 //! - Where the store can share ranges between its objects, the object comes into being with references to the ancestor's
 //!   space and the new bytes in one atomic op: no data is copied, and no crash or reader sees anything in between.
-//! - Where it can copy whole objects [by itself](inside), the new bytes lie over such a copy in one op.
+//! - Where it can copy whole objects by itself (`inside`), the new bytes lie over such a copy in one op.
 //! - Where it can do neither, the parent's bytes are read and written with the new ones in one op.
 //! - Two writers race: the op creates exclusively, so one wins and the other writes to the object it finds.
 //! - An image that may be deep-flattened must have the parent's bytes *below* its snapshots. If it has snapshots that show
