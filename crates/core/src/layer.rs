@@ -142,6 +142,10 @@ impl<L: Layer> Store for Layered<L> {
         self.0.ask(|s| s.find_extents(object, at, offset, length))
     }
 
+    fn is_full(&self, object: &ObjectId, at: SnapId, length: u64) -> Reply<bool> {
+        self.0.ask(|s| s.is_full(object, at, length))
+    }
+
     fn will_read(&self, object: &ObjectId, at: SnapId, offset: u64, length: u64) {
         self.0.will_read(object, at, offset, length);
     }

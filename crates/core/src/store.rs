@@ -212,6 +212,14 @@ pub struct WriteOp {
     pub stamp: Option<Stamp>,
 }
 
+impl Effect {
+    /// Whether it is a `CopyObject`.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        matches!(self, Self::CopyObject { .. })
+    }
+}
+
 impl WriteOp {
     /// An op that does nothing yet.
     #[must_use]
@@ -302,7 +310,7 @@ impl WriteOp {
     /// Whether it has a `CopyObject`.
     #[must_use]
     pub fn copies(&self) -> bool {
-        self.effects.iter().any(|e| matches!(e, Effect::CopyObject { .. }))
+        self.effects.iter().any(Effect::is_copy)
     }
 
     /// What every store refuses before it looks at the object.
@@ -672,6 +680,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         length: u64,
     ) -> Reply<Vec<(u64, u64)>> {
         self.extents(object, at, offset, length)
+    }
+
+    /// Whether an object is known to hold bytes from its beginning to `length`, its size, at a snapshot or HEAD, and no holes. What cannot
+    /// be told is not known; a store that copies nothing need not tell. `NotFound` (2) if the object did not exist then.
+    fn is_full(&self, _object: &ObjectId, _at: SnapId, _length: u64) -> Reply<bool> {
+        Reply::ready(Ok(false))
     }
 
     /// Says that a range of an object will be read soon at a snapshot or HEAD, so that a store that waits for a medium can have it

@@ -7,7 +7,7 @@
 
 mod command;
 pub(crate) mod completion;
-mod extents;
+pub(crate) mod extents;
 pub(crate) mod listing;
 pub(crate) mod op;
 pub(crate) mod watch;

@@ -302,6 +302,10 @@ impl Store for RadosStore {
         reply(self.submit_extents(object, at, (offset, length)))
     }
 
+    fn is_full(&self, object: &ObjectId, at: SnapId, length: u64) -> Reply<bool> {
+        reply(self.submit_is_full(object, at, length))
+    }
+
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
         reply(self.compare_versions(object, one, other))
     }

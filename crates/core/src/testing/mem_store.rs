@@ -284,6 +284,16 @@ impl Store for MemStore {
         Reply::ready(read.map(|reply| ranges(reply.data)))
     }
 
+    fn is_full(&self, object: &ObjectId, at: SnapId, length: u64) -> Reply<bool> {
+        let state = self.state();
+        let found = state.object(object).and_then(|o| o.ok_or_else(missing));
+        let read = found.and_then(|o| o.read(at, &ReadOp::data(0, length)));
+        Reply::ready(read.map(|reply| {
+            let data: u64 = reply.data.extents.iter().map(|(_, b)| b.len() as u64).sum();
+            data == length
+        }))
+    }
+
     fn list_snaps(&self, object: &ObjectId) -> Reply<SnapSet> {
         if let Err(e) = Self::need(self.capabilities.list_snaps, "listing an object's versions") {
             return Reply::ready(Err(e));

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ferry_core::{Effect, Result};
+use ferry_core::{Effect, Result, SnapId};
 
 use super::can_copy;
 use crate::history::MARK;
@@ -53,14 +53,9 @@ impl Io {
         source: &Revision,
         extent: ObjectExtent,
     ) -> Result<Option<Vec<Effect>>> {
-        let layout = self.revision().layout;
-        // One that grows while it is copied must still have its place here.
-        if source.layout.object_size() > layout.object_size() {
-            return Ok(None);
-        }
         let Some(least) = self.worth_copying(source, extent) else { return Ok(None) };
         let mut pieces = Vec::new();
-        for part in layout.image_extents(extent) {
+        for part in self.revision().layout.image_extents(extent) {
             pieces.extend(source.locate(part.offset, part.length).await?);
         }
         self.one_full_object(extent, &pieces, least).await
@@ -90,14 +85,18 @@ impl Io {
         if before != 0 || length != size || *size < least {
             return Ok(None);
         }
-        let parts = self.revision().store.find_extents(object, *at, 0, *size).await?;
-        if parts != [(0, *size)] {
+        if !self.revision().store.is_full(object, *at, *size).await? {
             return Ok(None);
         }
         self.inside().found_full();
         let copy = Effect::CopyObject { source: object.clone(), at: *at, length: *size };
         // Whatever its source is in, the copy is finished, unless a later effect says otherwise.
-        Ok(Some(vec![copy, Effect::XattrRemove(MARK.to_owned())]))
+        let mut effects = vec![copy, Effect::XattrRemove(MARK.to_owned())];
+        if *at == SnapId::HEAD {
+            // It may have grown since it was looked at.
+            effects.push(Effect::Truncate(*size));
+        }
+        Ok(Some(effects))
     }
 }
 

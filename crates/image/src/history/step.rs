@@ -38,13 +38,8 @@ pub(super) struct Step {
 impl Step {
     /// Whether the store is to copy an object for it.
     pub(super) fn copies(&self) -> bool {
-        self.effects.iter().any(is_copy)
+        self.effects.iter().any(Effect::is_copy)
     }
-}
-
-/// Whether the store copies an object.
-fn is_copy(effect: &Effect) -> bool {
-    matches!(effect, Effect::CopyObject { .. })
 }
 
 impl History {
@@ -81,7 +76,7 @@ impl History {
             }
         };
         trail.read(point, read);
-        if effects.iter().any(is_copy) {
+        if effects.iter().any(Effect::is_copy) {
             trail.copied_unread(point);
         }
         let is_for_head = first + 1 == points.len();

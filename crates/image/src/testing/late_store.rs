@@ -125,6 +125,11 @@ impl Store for LateStore {
         self.later(move |s| s.find_extents(&object, at, offset, length))
     }
 
+    fn is_full(&self, object: &ObjectId, at: SnapId, length: u64) -> Reply<bool> {
+        let object = object.clone();
+        self.later(move |s| s.is_full(&object, at, length))
+    }
+
     fn is_same_at(&self, object: &ObjectId, one: SnapId, other: SnapId) -> Reply<bool> {
         let object = object.clone();
         self.later(move |s| s.is_same_at(&object, one, other))

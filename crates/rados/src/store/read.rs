@@ -9,6 +9,7 @@ use ferry_core::{ErrorKind, ObjectId, OmapPage, ReadOp, ReadReply, Result, SnapI
 
 use super::pages::Page;
 use super::{RadosStore, object_name};
+use crate::handle::extents::Extents;
 use crate::handle::op::{Found, Read};
 use crate::handle::{IoCtx, View};
 use crate::limits::{HOLE_READ_MAX, WHOLE_READ_MAX};
@@ -90,14 +91,10 @@ impl RadosStore {
         let length = length.min(OBJECT_SIZE_MAX.saturating_sub(offset));
         let range = (offset, usize::try_from(length).expect("an object fits memory"));
         let (io, name) = (self.io_of(object, view)?, object_name(object)?);
-        let asked = if length > 0 { io.find_extents(&name, range) } else { None };
+        let told = told_extents(&io, object, range)?;
         let object = object.clone();
         Ok(async move {
-            let told = match asked {
-                Some(asked) => asked.await.map_err(|e| e.with("object", &object))?,
-                None => None,
-            };
-            let told = if let Some(told) = told {
+            let told = if let Some(told) = told.await? {
                 told
             } else {
                 let stat = submit_parts(&io, &name, &ReadOp::stat(), &[], None)?;
@@ -106,6 +103,21 @@ impl RadosStore {
             let parts = parts(&told, range, 0).into_iter();
             Ok(parts.map(|(at, length)| (at, length as u64)).collect())
         })
+    }
+
+    /// Whether the OSD tells that an object has no holes.
+    pub(super) fn submit_is_full(
+        &self,
+        object: &ObjectId,
+        at: SnapId,
+        length: u64,
+    ) -> Result<impl Future<Output = Result<bool>> + Send + use<>> {
+        let view = if at == SnapId::HEAD { View::Head } else { View::At(at) };
+        let length = length.min(OBJECT_SIZE_MAX);
+        let range = (0, usize::try_from(length).expect("an object fits memory"));
+        let told = told_extents(&self.io_of(object, view)?, object, range)?;
+        // What is told is inside the range; one part may go on where another ends.
+        Ok(async move { Ok(told.await?.is_some_and(|told| parts(&told, range, 0) == [range])) })
     }
 
     /// Whether the object has the same version at two points. A preserved version keeps the number that the object had when it
@@ -224,6 +236,22 @@ impl LongRead {
             read => read,
         }
     }
+}
+
+/// Asks where an object has data; `None` where it cannot be told.
+fn told_extents(
+    io: &Arc<IoCtx>,
+    object: &ObjectId,
+    range: (u64, usize),
+) -> Result<impl Future<Output = Result<Option<Extents>>> + Send + use<>> {
+    let asked = if range.1 > 0 { io.find_extents(&object_name(object)?, range) } else { None };
+    let object = object.clone();
+    Ok(async move {
+        match asked {
+            Some(asked) => asked.await.map_err(|e| e.with("object", object)),
+            None => Ok(None),
+        }
+    })
 }
 
 /// The parts of a range that have data, as far as it is told, with holes up to `hole` bytes between.
