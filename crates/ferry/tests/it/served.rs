@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,30 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A home whose clone `child` shows `objects` objects of its parent.
-fn with_clone(objects: usize) -> Home {
+/// A job that lasts: however fast the machine is, [`with_target`] makes it one of at least three seconds.
+const JOB: &str = "migration execute b --limit 500K";
+
+/// A home whose image `a` is on its way to `b`, which [`JOB`] executes.
+fn with_target() -> Home {
     let home = Home::new();
-    fs::write(home.path("disk"), noise(3, objects << 12)).unwrap();
-    home.ok("import disk parent --object-size 4K");
-    home.ok("snap create parent@s");
-    home.ok("snap protect parent@s");
-    home.ok("clone parent@s child");
+    fs::write(home.path("disk"), noise(3, 2 << 20)).unwrap();
+    home.ok("import disk a --object-size 4K");
+    home.ok("migration prepare a b");
     home
+}
+
+/// Starts [`JOB`] from another process.
+fn asker(home: &Home) -> Child {
+    let mut command = home.command(Name::Ferry);
+    command.args(JOB.split_whitespace()).arg("--no-progress").stderr(Stdio::piped());
+    let asker = command.spawn().unwrap();
+    until("the job", || home.ok("job ls").contains("running"));
+    asker
+}
+
+/// Whether the job was done.
+fn is_executed(home: &Home) -> bool {
+    home.ok("status b").contains("state: executed")
 }
 
 #[test]
@@ -108,20 +123,21 @@ fn a_home_has_one_node() {
 #[test]
 fn a_job_goes_on_when_its_asker_goes_and_can_be_joined() {
     promised("Jobs of a node");
-    let home = with_clone(6_000);
+    let home = with_target();
     let node = home.serve();
-    let mut asker = home.command(Name::Ferry).args(["flatten", "child", "--no-progress"]).spawn().unwrap();
-    until("the job", || home.ok("job ls").contains("flatten rbd/child"));
+    let mut asker = asker(&home);
+    assert!(home.ok("job ls").contains("migration execute rbd/b"));
     asker.kill().unwrap();
     asker.wait().unwrap();
     let jobs = home.ok("job ls --format json");
     assert!(jobs.contains("\"state\":\"running\""), "{jobs}");
+    assert!(!is_executed(&home));
     // Asking again joins the one there is.
-    home.ok("flatten child");
+    home.ok(JOB);
     let jobs = home.ok("job ls");
-    assert_eq!(jobs.matches("flatten").count(), 1, "{jobs}");
+    assert_eq!(jobs.matches("execute").count(), 1, "{jobs}");
     assert!(jobs.contains("done"), "{jobs}");
-    assert!(!home.ok("info child").contains("parent:"));
+    assert!(is_executed(&home));
     assert_eq!(fs::read_dir(home.path("home/jobs")).unwrap().count(), 0);
     home.ok("job attach 1");
     assert_eq!(home.fails("job attach 2").0, 2);
@@ -131,11 +147,9 @@ fn a_job_goes_on_when_its_asker_goes_and_can_be_joined() {
 #[test]
 fn a_job_goes_on_with_the_next_node() {
     for killed in [true, false] {
-        let home = with_clone(6_000);
+        let home = with_target();
         let node = home.serve();
-        let mut asker =
-            home.command(Name::Ferry).args(["flatten", "child", "--no-progress"]).spawn().unwrap();
-        until("the job", || home.ok("job ls").contains("running"));
+        let mut asker = asker(&home);
         if killed {
             node.kill();
         } else {
@@ -145,15 +159,40 @@ fn a_job_goes_on_with_the_next_node() {
         // It may have died while it kept what it knows of the job once more.
         let jobs = fs::read_dir(home.path("home/jobs")).unwrap().map(|f| f.unwrap().path());
         assert_eq!(jobs.filter(|f| f.extension().is_some_and(|e| e == "json")).count(), 1);
-        assert!(home.ok("info child").contains("parent:"), "it was over before the node was stopped");
+        assert!(!is_executed(&home), "it was over before the node was stopped");
         let _node = home.serve();
         assert!(home.log().contains("job resumed"), "{}", home.log());
         until("the end of the job", || home.ok("job ls").contains("done"));
         assert_eq!(fs::read_dir(home.path("home/jobs")).unwrap().count(), 0);
-        assert!(!home.ok("info child").contains("parent:"));
-        home.ok("export child out");
+        assert!(is_executed(&home));
+        home.ok("export b out");
         assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
         home.check();
+    }
+}
+
+#[test]
+fn a_flatten_is_done_whenever_its_node_dies() {
+    for millis in [0, 20, 100] {
+        let home = Home::new();
+        fs::write(home.path("disk"), noise(3, 3_000 << 12)).unwrap();
+        home.ok("import disk parent --object-size 4K");
+        home.ok("snap create parent@s");
+        home.ok("snap protect parent@s");
+        home.ok("clone parent@s child");
+        let node = home.serve();
+        let mut asker =
+            home.command(Name::Ferry).args(["flatten", "child", "--no-progress"]).spawn().unwrap();
+        until("the job", || home.ok("job ls").contains("flatten rbd/child"));
+        thread::sleep(Duration::from_millis(millis));
+        node.kill();
+        // Its answer may have come before.
+        asker.wait().unwrap();
+        let _node = home.serve();
+        until("the end of the job", || !home.ok("job ls").contains("running"));
+        assert!(!home.ok("info child").contains("parent:"), "{}{}", home.ok("job ls"), home.log());
+        home.ok("export child out");
+        assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
     }
 }
 
@@ -284,23 +323,18 @@ fn a_removal_counts_as_done_only_where_the_image_is_gone() {
 
 #[test]
 fn a_job_can_be_cancelled_and_done_again() {
-    let home = with_clone(6_000);
+    let home = with_target();
     let _node = home.serve();
-    let asker = home
-        .command(Name::Ferry)
-        .args(["flatten", "child", "--no-progress"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    until("the job", || home.ok("job ls").contains("running"));
+    let asker = asker(&home);
     home.ok("job cancel 1");
     let ended = asker.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(4), "{ended:?}");
     assert!(home.ok("job ls").contains("cancelled"));
     assert_eq!(home.fails("job cancel 1").0, 22);
-    assert!(home.ok("info child").contains("parent:"));
-    home.ok("flatten child");
-    home.ok("export child out");
+    assert!(!is_executed(&home));
+    home.ok("migration execute b");
+    assert!(is_executed(&home));
+    home.ok("export b out");
     assert_eq!(fs::read(home.path("out")).unwrap(), fs::read(home.path("disk")).unwrap());
 }
 
